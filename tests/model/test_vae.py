@@ -1,0 +1,331 @@
+"""The VAE against diffusers, same weights, float32."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX as Reference
+from pack.cogvideox import vae as vae_module
+from pack.cogvideox.latents import latent_frames, pixel_frames
+from pack.cogvideox.vae import AutoencoderKLCogVideoX, Posterior, time_chunks
+from pack.cogvideox.variants import VAEConfig
+
+TOLERANCE = 1e-5
+TINY = VAEConfig(block_out_channels=(8, 8, 12, 16), layers_per_block=1, norm_num_groups=4)
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # thousands of tiny convolutions: waiting for other threads would take ten times as long
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[AutoencoderKLCogVideoX, Reference]:
+    torch.manual_seed(0)
+    reference = Reference(**TINY.__dict__).eval()
+    for name, parameter in reference.named_parameters():
+        if parameter.ndim == 1:  # start values of 1 and 0 would hide a norm or a bias that is left out
+            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.3)
+    ours = AutoencoderKLCogVideoX(TINY).eval()
+    ours.load_state_dict(reference.state_dict(), strict=True)
+    return ours, reference
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def report(case: str, *errors: float) -> None:
+    print(f"{case}: {max(errors):.1e}")  # noqa: T201  (pytest -s)
+    assert max(errors) <= TOLERANCE
+
+
+def random(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(frames: int, height: int = 16, width: int = 24, batch: int = 1) -> torch.Tensor:
+    return random(batch, 3, frames, height, width).clamp(-1, 1)
+
+
+def latents(frames: int, height: int = 2, width: int = 3, batch: int = 1, seed: int = 1) -> torch.Tensor:
+    return random(batch, 16, frames, height, width, seed=seed)
+
+
+def test_official_keys_and_shapes_are_those_of_diffusers():
+    with torch.device("meta"):
+        theirs = Reference(block_out_channels=VAEConfig().block_out_channels).state_dict()
+    ours = AutoencoderKLCogVideoX(device="meta", dtype=torch.bfloat16).state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    assert {value.dtype for value in ours.values()} == {torch.bfloat16}
+    assert ours["encoder.conv_out.conv.weight"].shape == (32, 512, 3, 3, 3)
+
+
+def test_time_chunks_join_the_remainder_to_the_first():
+    lengths = [[span.stop - span.start for span in time_chunks(frames, 2)] for frames in (1, 2, 3, 4, 13)]
+    assert lengths == [[1], [2], [3], [2, 2], [3, 2, 2, 2, 2, 2]]
+    assert time_chunks(49, 8)[:2] == [slice(0, 9), slice(9, 17)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "batch"),
+    [
+        (1, (16, 24), 1),
+        (2, (16, 16), 1),
+        (4, (16, 16), 1),
+        (5, (16, 24), 1),
+        (8, (16, 16), 1),
+        (9, (24, 16), 2),
+        (12, (16, 16), 1),
+        (13, (24, 40), 1),
+        (16, (16, 16), 1),
+        (17, (16, 24), 1),
+        (9, (21, 30), 1),
+        (49, (16, 16), 1),
+    ],
+)
+def test_encode_equals_diffusers(models, frames, size, batch):
+    ours, reference = models
+    video = pixels(frames, *size, batch=batch)
+    posterior, theirs = ours.encode(video), reference.encode(video).latent_dist
+    assert posterior.mean.shape == (batch, 16, latent_frames(frames), size[0] // 8, size[1] // 8)
+    report(
+        f"encode {frames} frames {size} batch {batch}",
+        relative_error(posterior.mean, theirs.mean),
+        relative_error(posterior.logvar, theirs.logvar),
+    )
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "batch"),
+    [
+        (1, (2, 3), 1),
+        (2, (2, 3), 1),
+        (3, (3, 5), 1),
+        (4, (3, 2), 2),
+        (5, (1, 3), 2),
+        (13, (1, 2), 1),
+    ],
+)
+def test_decode_equals_diffusers(models, frames, size, batch):
+    ours, reference = models
+    z = latents(frames, *size, batch=batch)
+    decoded = ours.decode(z)
+    assert decoded.shape == ours.decode_shape(z.shape)
+    assert decoded.shape == (batch, 3, pixel_frames(frames), size[0] * 8, size[1] * 8)
+    report(f"decode {frames} latents {size} batch {batch}", relative_error(decoded, reference.decode(z).sample))
+
+
+def test_decode_streams_what_decode_returns(models):
+    ours, _ = models
+    z = latents(7)
+    chunks = list(ours.decode_chunks(z))
+    assert [chunk.shape[2] for chunk in chunks] == [9, 8, 8]
+    assert torch.equal(torch.cat(chunks, dim=2), ours.decode(z))
+
+
+def test_interleaved_decodes_do_not_share_a_cache(models):
+    ours, _ = models
+    first, second = latents(5, seed=1), latents(5, seed=2)
+    pairs = list(zip(ours.decode_chunks(first), ours.decode_chunks(second), strict=True))
+    assert torch.equal(torch.cat([pair[0] for pair in pairs], dim=2), ours.decode(first))
+    assert torch.equal(torch.cat([pair[1] for pair in pairs], dim=2), ours.decode(second))
+
+
+def test_abandoned_decode_leaves_nothing_behind(models):
+    ours, _ = models
+    z = latents(5)
+    whole = ours.decode(z)
+    next(ours.decode_chunks(latents(5, seed=2)))
+    assert torch.equal(ours.decode(z), whole)
+
+
+@pytest.mark.parametrize("limit", [1, 20_000, 30_000])
+def test_convolving_in_windows_changes_nothing(models, monkeypatch, limit):
+    ours, _ = models
+    z, video = latents(5), pixels(9)
+    decoded, encoded = ours.decode(z), ours.encode(video).mean
+    calls = []
+    handle = ours.decoder.up_blocks[-1].resnets[0].conv1.conv.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(vae_module, "CONV_ELEMENTS", limit)
+    in_windows = ours.decode(z)
+    handle.remove()
+    assert len(calls) > 2  # of the two chunks at least one was cut
+    report(
+        f"windows of {limit} elements",
+        relative_error(in_windows, decoded),
+        relative_error(ours.encode(video).mean, encoded),
+    )
+
+
+def test_decode_fills_a_given_output_and_reports_frames(models):
+    ours, _ = models
+    z = latents(5)
+    images = torch.full((1, 17, 16, 24, 3), 9.0, dtype=torch.float64)  # the host's layout: channels last
+    calls = []
+    output = images.movedim(-1, 1)
+    result = ours.decode(z, output, lambda *call: calls.append(call))
+    assert result is output
+    assert torch.equal(images, ours.decode(z).movedim(1, -1).double())
+    assert calls == [(9, 17), (17, 17)]
+    images.fill_(9.0)
+    calls.clear()
+    ours.decode_tiled(z, 2, 2, 0, 1, output, lambda *call: calls.append(call))
+    assert torch.equal(images, ours.decode_tiled(z, 2, 2, 0, 1).movedim(1, -1).double())
+    assert calls == [(done, 51) for done in (9, 17, 26, 34, 43, 51)]
+
+
+def test_output_of_another_shape_is_refused(models):
+    ours, _ = models
+    with pytest.raises(ValueError, match=r"\(1, 3, 17, 16, 24\)"):
+        ours.decode(latents(5), torch.empty(1, 3, 18, 16, 24))
+
+
+TILINGS = [  # latent size, tile, overlap
+    ((4, 6), (2, 4), (1, 1)),
+    ((5, 5), (4, 4), (1, 2)),
+    ((3, 9), (4, 5), (2, 1)),  # one direction fits, an end tile of one latent
+    ((4, 4), (4, 4), (1, 1)),  # all fits: one tile
+]
+
+
+def reference_tiled(reference: Reference, tile: tuple[int, int], overlap: tuple[int, int]) -> Reference:
+    reference.enable_tiling(tile[0] * 8, tile[1] * 8, overlap[0] / tile[0], overlap[1] / tile[1])
+    return reference
+
+
+@pytest.mark.parametrize(("size", "tile", "overlap"), TILINGS)
+def test_tiled_decode_equals_diffusers(models, size, tile, overlap):
+    ours, reference = models
+    z = latents(5, *size)
+    try:
+        expected = reference_tiled(reference, tile, overlap).decode(z).sample
+    finally:
+        reference.use_tiling = False
+    decoded = ours.decode_tiled(z, *tile, *overlap)
+    report(f"tiled decode {size} tile {tile} overlap {overlap}", relative_error(decoded, expected))
+    assert (relative_error(decoded, ours.decode(z)) > 1e-3) == (size != tile)
+
+
+@pytest.mark.parametrize(("size", "tile", "overlap"), TILINGS)
+def test_tiled_encode_equals_diffusers(models, size, tile, overlap):
+    ours, reference = models
+    odd = 3 if size == (5, 5) else 0  # pixels that make no latent
+    video = pixels(10, size[0] * 8 + odd, size[1] * 8)
+    try:
+        expected = reference_tiled(reference, tile, overlap).encode(video).latent_dist
+    finally:
+        reference.use_tiling = False
+    posterior = ours.encode_tiled(video, *(length * 8 for length in (*tile, *overlap)))
+    report(
+        f"tiled encode {size} tile {tile} overlap {overlap}",
+        relative_error(posterior.mean, expected.mean),
+        relative_error(posterior.logvar, expected.logvar),
+    )
+    assert (relative_error(posterior.mean, ours.encode(video).mean) > 1e-3) == (size != tile)
+
+
+def test_tiled_encode_leaves_no_gap_where_diffusers_fails(models):
+    ours, _ = models
+    video = pixels(1, 19, 16)  # the third tile row would be 3 px high
+    posterior = ours.encode_tiled(video, 16, 16, 8, 8)
+    assert posterior.mean.shape == (1, 16, 1, 2, 2)
+    assert relative_error(posterior.mean, ours.encode(video).mean) < 0.5
+
+
+def test_default_tiles_are_those_of_diffusers():
+    reference = Reference(block_out_channels=(4, 4, 4, 4), norm_num_groups=2, layers_per_block=1)
+    tile = (vae_module.TILE_HEIGHT, vae_module.TILE_WIDTH)
+    overlap = (vae_module.OVERLAP_HEIGHT, vae_module.OVERLAP_WIDTH)
+    assert tile == (reference.tile_latent_min_height, reference.tile_latent_min_width)
+    assert overlap == pytest.approx(
+        (tile[0] * reference.tile_overlap_factor_height, tile[1] * reference.tile_overlap_factor_width)
+    )
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [((2, 2), (2, 1)), ((2, 2), (1, -1))])
+def test_impossible_overlap_is_refused(models, tile, overlap):
+    ours, _ = models
+    with pytest.raises(ValueError, match="overlap from 0 to 1"):
+        ours.decode_tiled(latents(1), *tile, *overlap)
+    with pytest.raises(ValueError, match="overlap from 0 to 1"):
+        ours.encode_tiled(pixels(1), *(length * 8 for length in (*tile, *overlap)))
+
+
+def test_tile_that_cuts_through_a_latent_is_refused(models):
+    ours, _ = models
+    with pytest.raises(ValueError, match="divide by 8 px"):
+        ours.encode_tiled(pixels(1), 20, 16, 8, 8)
+
+
+def test_sample_draws_as_diffusers(models):
+    ours, reference = models
+    video = pixels(9)
+    posterior = ours.encode(video)
+    drawn = posterior.sample(torch.Generator().manual_seed(7))
+    expected = reference.encode(video).latent_dist.sample(torch.Generator().manual_seed(7))
+    report("sample", relative_error(drawn, expected))
+    assert relative_error(posterior.sample(torch.Generator().manual_seed(8)), expected) > 1e-3
+    assert posterior.mode() is posterior.mean
+
+
+def test_posterior_clamps_the_log_variance():
+    moments = torch.cat((torch.zeros(1, 16, 1, 1, 1), torch.full((1, 16, 1, 1, 1), 99.0)), dim=1)
+    assert Posterior.from_moments(moments).logvar.unique().tolist() == [20.0]
+    assert Posterior.from_moments(-moments).logvar.unique().tolist() == [-30.0]
+
+
+def test_encode_moves_chunks_to_the_dtype_asked_for(models):
+    ours, _ = models
+    video = pixels(17).double()
+    calls = []
+    posterior = ours.encode(video, lambda *call: calls.append(call), device="cpu", dtype=torch.float32)
+    assert posterior.mean.dtype == torch.float32
+    assert torch.equal(posterior.mean, ours.encode(video.float()).mean)
+    assert calls == [(3, 5), (5, 5)]
+    tiled = ours.encode_tiled(video, 16, 16, 8, 8, device="cpu", dtype=torch.float32)
+    assert torch.equal(tiled.mean, ours.encode_tiled(video.float(), 16, 16, 8, 8).mean)
+
+
+def test_first_frame_reaches_everything_after_it(models):
+    ours, _ = models
+    video, z = pixels(17), latents(5)
+    encoded, decoded = ours.encode(video).mean, ours.decode(z)
+    video[:, :, 0] *= -1
+    z[:, :, 0] *= -1
+    assert (ours.encode(video).mean != encoded).flatten(3).any(3).all()
+    assert (ours.decode(z) != decoded).flatten(3).any(3).all()
+
+
+def test_last_frame_does_not_reach_earlier_chunks(models):
+    ours, _ = models
+    video, z = pixels(25), latents(7)
+    encoded, decoded = ours.encode(video).mean, ours.decode(z)
+    video[:, :, -1] *= -1
+    z[:, :, -1] *= -1
+    changed_latents = (ours.encode(video).mean != encoded).any(1).flatten(2).any(2)[0].tolist()
+    changed_frames = (ours.decode(z) != decoded).any(1).flatten(2).any(2)[0].tolist()
+    assert changed_latents == [False] * 5 + [True] * 2
+    assert changed_frames == [False] * 17 + [True] * 8
+
+
+def test_gradients_survive_the_in_place_steps():
+    config = VAEConfig(block_out_channels=(4, 4, 4, 8), layers_per_block=1, norm_num_groups=2)
+    torch.manual_seed(0)
+    ours, reference = AutoencoderKLCogVideoX(config), Reference(**config.__dict__)
+    reference.load_state_dict(ours.state_dict())
+    inputs = [latents(3, 1, 2).requires_grad_() for _ in range(2)]
+    with torch.enable_grad():
+        torch.cat(list(ours.decode_chunks(inputs[0])), dim=2).square().mean().backward()
+        reference.decode(inputs[1]).sample.square().mean().backward()
+    report("gradient of latents", relative_error(inputs[0].grad, inputs[1].grad))
+    gradients = [dict(model.decoder.named_parameters()) for model in (ours, reference)]
+    report("gradient of weights", *(relative_error(gradients[0][k].grad, v.grad) for k, v in gradients[1].items()))
