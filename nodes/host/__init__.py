@@ -1,0 +1,1 @@
+"""The adapter: the only room that knows ComfyUI's internals."""

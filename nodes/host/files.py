@@ -1,0 +1,153 @@
+"""Read model files and folders, safely and memory-mapped, and say in one sentence why a file cannot be read."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import safetensors
+import torch
+
+SAFETENSORS = (".safetensors", ".sft")
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+WEIGHT_FILES = (*SAFETENSORS, *PICKLES)
+PIPELINE_FOLDERS = ("CogVideo", "diffusers")
+
+StateDict = dict[str, torch.Tensor]
+
+
+class ModelFileError(ValueError):
+    """A model file or folder that cannot be used; the text is for artists."""
+
+
+def register_folders() -> None:
+    """Let the host know models/CogVideo, where pipelines in the diffusers layout live."""
+    folder_paths.add_model_folder_path("CogVideo", str(Path(folder_paths.models_dir) / "CogVideo"))
+
+
+def read_state_dict(path: str | Path) -> tuple[StateDict, dict[str, str]]:
+    """Return the tensors, mapped rather than read, and the metadata of one weight file.
+
+    Raises ModelFileError for a file that is missing, empty, cut short, of another kind, or a pickle that holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"{path.name} is not there: {path}")
+    if path.stat().st_size == 0:
+        raise ModelFileError(f"{path.name} is empty: the download did not finish. Download it again.")
+    if path.suffix.lower() in SAFETENSORS:
+        return _read_safetensors(path)
+    return _read_pickle(path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    try:
+        state_dict, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    except (safetensors.SafetensorError, ValueError, KeyError, OSError, RuntimeError) as error:
+        text = str(error)
+        if "IncompleteBuffer" in text or "not fully covered" in text:
+            raise ModelFileError(
+                f"{path.name} is cut short: the download did not finish. Download it again."
+            ) from error
+        raise ModelFileError(
+            f"{path.name} is not a safetensors file, whatever its name says. Download it again from the model's page."
+        ) from error
+    return state_dict, metadata or {}
+
+
+def _read_pickle(path: Path) -> StateDict:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # only files of the zip format can be mapped
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelFileError(
+            f"{path.name} holds more than tensors and was not opened, because such a file can run code. "
+            "Use the .safetensors file of the model."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ModelFileError(f"{path.name} is no weight file that PyTorch can read. Download it again.") from error
+
+
+def read_json(path: Path) -> dict:
+    """Return the content of a config file, or an empty dict where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path.name} in {path.parent} is not valid JSON. Download it again.") from error
+    if not isinstance(values, dict):
+        raise ModelFileError(f"{path.name} in {path.parent} is not a config file. Download it again.")
+    return values
+
+
+def read_folder(folder: Path) -> StateDict:
+    """Return the tensors of a diffusers component folder: one weight file, or shards with an index.
+
+    Raises ModelFileError naming the files that are missing.
+    """
+    indexes = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.bin.index.json"))
+    if indexes:
+        shards = sorted(set(read_json(indexes[0]).get("weight_map", {}).values()))
+        missing = [name for name in shards if not _inside(folder, folder / name).is_file()]
+        if not shards or missing:
+            names = ", ".join(missing) or "its shard list"
+            raise ModelFileError(f"{folder.parent.name}/{folder.name} is not complete. Missing: {names}.")
+        files = [folder / name for name in shards]
+    else:
+        files = [f for suffix in WEIGHT_FILES for f in sorted(folder.glob(f"*{suffix}"))][:1]
+    if not files:
+        raise ModelFileError(f"{folder.parent.name}/{folder.name} holds no weights. Missing: a .safetensors file.")
+    state_dict: StateDict = {}
+    for file in files:
+        state_dict.update(read_state_dict(file)[0])
+    return state_dict
+
+
+def _inside(root: Path, path: Path) -> Path:
+    """Return `path`, or raise where it leaves `root` (an index file may name anything)."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ModelFileError(f"{root.name} names a file outside its own folder: {path.name}")
+    return path
+
+
+def _is_pipeline(folder: Path) -> bool:
+    return (folder / "transformer" / "config.json").is_file()
+
+
+def pipelines() -> dict[str, Path]:
+    """Return the diffusers-layout folders an artist can pick, by name; the built-in demo comes last."""
+    found: dict[str, Path] = {}
+    for kind in PIPELINE_FOLDERS:
+        for root in folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else ():
+            for folder in sorted(Path(root).glob("*/")) + sorted(Path(root).glob("*/*/")):
+                if _is_pipeline(folder):
+                    found.setdefault(folder.relative_to(root).as_posix(), folder)
+    demo = Path(__file__).parents[2] / "demo" / "cogvideox-mini"
+    if _is_pipeline(demo):
+        found.setdefault(demo.name, demo)
+    return found
+
+
+def find_pipeline(name: str) -> Path:
+    """Return the folder of a listed pipeline; a name that is not in the list is refused, whatever path it spells."""
+    try:
+        return pipelines()[name]
+    except KeyError:
+        raise ModelFileError(
+            f"There is no CogVideoX pipeline named {name}. Put the model's folder (with transformer, vae, text_encoder "
+            "and scheduler inside) into models/CogVideo and refresh the page."
+        ) from None
+
+
+def model_file(kinds: tuple[str, ...], name: str) -> Path:
+    """Return the path of a listed model file of the host's folders `kinds`; names outside them are refused."""
+    for kind in kinds:
+        if name in folder_paths.get_filename_list(kind):
+            return Path(folder_paths.get_full_path_or_raise(kind, name))
+    raise ModelFileError(f"There is no model named {name} in {' or '.join(f'models/{kind}' for kind in kinds)}.")

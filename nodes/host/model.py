@@ -1,0 +1,261 @@
+"""MODEL: the transformer inside the host's own BaseModel, with the sampling and latent numbers of its variant."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.modules.attention as host_attention
+import comfy.model_base
+import comfy.model_management
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.utils
+import torch
+
+from ...cogvideox.latents import check_latent_size, leading_frames, repeat_first_frame
+from ...cogvideox.schedule import sigmas
+from ...cogvideox.transformer import CogVideoXTransformer3DModel
+from ...cogvideox.variants import LATENT_CHANNELS, OFS, TEMPORAL_COMPRESSION, TEXT_TOKENS, Variant
+from .preview import PREVIEW_BIAS, PREVIEW_FACTORS, FrameCycle
+
+log = logging.getLogger(__name__)
+
+PAD_SEED = (
+    0x436F67566964  # keeps the noise of the extra leading latent apart from the noise the host draws from the seed
+)
+
+# Working memory of one forward, in widths of the token stream D per token: the feed-forward holds the sequence, its
+# normalised copy and the hidden layer before and after GELU (4 D each), attention about as much. An estimate.
+WORKING_WIDTHS = 18
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Attend with the host's kernel, overrides included: three [B, heads, S, head_dim] -> [B, S, heads * head_dim]."""
+    kernel = host_attention.optimized_attention
+    if kernel is host_attention.attention_sub_quad and comfy.model_management.is_device_cpu(q.device):
+        # The host's choice for a CPU when nobody chose; PyTorch's own is exact and a fifth faster there.
+        kernel = host_attention.attention_pytorch
+    return kernel(q, k, v, heads=q.shape[1], skip_reshape=True, transformer_options=options)
+
+
+class Transformer(CogVideoXTransformer3DModel):
+    """The transformer behind the host's DIFFUSION_MODEL wrappers (EasyCache and its like)."""
+
+    def __init__(self, config, *, dtype=None, device=None, operations=None):
+        super().__init__(config, dtype=dtype, device=device, operations=operations, attention=attention)
+
+    def forward(self, x, timestep, context=None, control=None, transformer_options={}, ofs=None, **kwargs):  # noqa: B006
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
+        # Wrappers take the latents as the first and the options as the last positional argument.
+        return executor.execute(x, timestep, context, ofs, transformer_options)
+
+
+class CogVideoXLatentFormat(comfy.latent_formats.LatentFormat):
+    """Latents [B, 16, T, H/8, W/8]; LATENT sockets hold them unscaled, the model sees them times `latent_scale`."""
+
+    latent_channels = LATENT_CHANNELS
+    latent_dimensions = 3
+    temporal_downscale_ratio = TEMPORAL_COMPRESSION
+    latent_rgb_factors_bias = PREVIEW_BIAS
+
+    def __init__(self, latent_scale: float):
+        self.scale_factor = latent_scale
+        self.latent_rgb_factors = PREVIEW_FACTORS
+        self.latent_rgb_factors_reshape = FrameCycle(latent_scale)
+
+
+class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+    """v-prediction on the variant's SNR-shifted, zero-terminal sigmas, in the VE space the host samples in."""
+
+    def __init__(self, snr_shift_scale: float):
+        super().__init__()
+        self.zsnr = True
+        self.set_sigmas(sigmas(snr_shift_scale))
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    """What the host asks of a model family, filled from one `Variant`."""
+
+    unet_extra_config: dict[str, Any] = {}
+
+    def __init__(self, variant: Variant):
+        self.variant = variant
+        self.latent_format = lambda: CogVideoXLatentFormat(variant.latent_scale)
+        super().__init__({"config": variant.transformer})
+        config = variant.transformer
+        half = [torch.bfloat16, torch.float32]
+        # 2B was trained in float16; the 5B family overflows in it.
+        self.supported_inference_dtypes = half if config.use_rotary_positional_embeddings else [torch.float16, *half]
+        tokens_per_latent = 1 / (config.patch_size**2 * (config.patch_size_t or 1))
+        # The host reckons area * bytes * 0.01 * factor MiB, area in latents.
+        self.memory_usage_factor = WORKING_WIDTHS * config.inner_dim * tokens_per_latent / (0.01 * 1024 * 1024)
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return CogVideoX(self, device=device)
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        return state_dict  # diffusers' key names, as they were read
+
+
+class CogVideoX(comfy.model_base.BaseModel):
+    """Every CogVideoX variant; the place where what differs between them is decided."""
+
+    def __init__(self, model_config: ModelConfig, device=None):
+        model_type = comfy.model_base.ModelType.V_PREDICTION
+        super().__init__(model_config, model_type, device=device, unet_model=Transformer)
+        self.variant = model_config.variant
+        self.model_sampling = CogVideoXSampling(self.variant.snr_shift_scale)
+
+    def extra_conds(self, **kwargs):
+        out = super().extra_conds(**kwargs)
+        context = kwargs.get("cross_attn")
+        if context is not None:
+            self.check_text(context)
+            # Never repeated to a common length as CONDCrossAttn would: text and video attend to each other.
+            out["c_crossattn"] = comfy.conds.CONDRegular(context)
+        if self.variant.transformer.ofs_embed_dim:
+            out["ofs"] = comfy.conds.CONDRegular(torch.tensor([OFS]))
+        return out
+
+    def check_text(self, context: torch.Tensor) -> None:
+        """Raise unless the text embeddings [B, L, width] are as wide as this model reads them."""
+        width = self.variant.transformer.text_embed_dim
+        if context.shape[-1] != width:
+            raise ValueError(
+                f"{self.variant.name} reads text embeddings {width} wide and got {context.shape[-1]}. "
+                "Encode the prompt with the T5 text encoder of CogVideoX: Load CogVideoX Text Encoder, "
+                "or CLIPLoader with type cogvideox."
+            )
+        if context.shape[1] < TEXT_TOKENS:
+            log.warning(
+                "%s was trained on %d text tokens and got %d. Use CogVideoX Text Encode.",
+                self.variant.name,
+                TEXT_TOKENS,
+                context.shape[1],
+            )
+
+    def concat_cond(self, **kwargs):
+        """Return what is concatenated behind the noisy latents: [B, image channels, T, H, W], or None."""
+        image, mask, noise = kwargs.get("concat_latent_image"), kwargs.get("concat_mask"), kwargs["noise"]
+        channels = self.variant.image_channels
+        if channels == 0:
+            if image is not None:
+                raise ValueError(
+                    f"{self.variant.name} makes video from text and cannot take the image in this conditioning. "
+                    "Load an image-to-video model (CogVideoX-5B-I2V, CogVideoX1.5-5B-I2V), or leave the image out."
+                )
+            return None
+        if image is None:
+            raise ValueError(
+                f"{self.variant.name} makes video from an image and this conditioning holds none. "
+                "Put CogVideoX Image to Video between the prompts and the sampler, or load a text-to-video model."
+            )
+        image, mask = self.align(image, mask, noise)
+        parts = [self.scale_image(image)]
+        if channels == LATENT_CHANNELS + 1:
+            known = torch.zeros_like(image[:, :1]) if mask is None else 1 - mask.to(image)
+            parts.insert(0, self.scale_image(known))
+        concat = torch.cat(parts, dim=1)
+        if concat.shape[1] != channels:
+            raise ValueError(
+                f"{self.variant.name} takes {channels} conditioning channels and got {concat.shape[1]}. "
+                "Use the CogVideoX conditioning node made for this model."
+            )
+        return comfy.utils.repeat_to_batch_size(concat, noise.shape[0]).to(kwargs["device"])
+
+    def scale_image(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scale raw VAE latents of conditioning images as the variant was trained to see them."""
+        if self.variant.image_latent_scale == "unscaled":
+            return latents
+        if self.variant.image_latent_scale == "diffusers":
+            return latents / self.variant.latent_scale
+        return latents * self.variant.latent_scale
+
+    def align(self, image: torch.Tensor, mask: torch.Tensor | None, noise: torch.Tensor):
+        """Fit image latents and mask [B, C, T, H, W] to the noise, which may hold an extra leading latent."""
+        leading = leading_frames(image.shape[2], self.variant.transformer.patch_size_t)
+        if image.shape[2] + leading == noise.shape[2]:
+            image, mask = pad_image(image, mask, leading)
+        if image.shape[2:] != noise.shape[2:]:
+            raise ValueError(
+                f"The image conditioning is {size_text(image)} and the video {size_text(noise)}. "
+                "Connect the LATENT of the same CogVideoX conditioning node to the sampler."
+            )
+        return image, mask
+
+
+def size_text(latents: torch.Tensor) -> str:
+    """Say the size of latents [B, C, T, H, W] as an artist reads it."""
+    t, h, w = latents.shape[2:]
+    return f"{w * 8}x{h * 8} px with {t} latent frames"
+
+
+def pad_image(image: torch.Tensor, mask: torch.Tensor | None, leading: int):
+    """Put `leading` latents in front of image latents and mask, as the reference does.
+
+    The first frame moves to the front. Where the frame behind it is unknown (mask 1, an image to start from) the slot
+    it leaves is unknown too, otherwise (a control video) it is held twice.
+    """
+    if leading == 0:
+        return image, mask
+    image = repeat_first_frame(image, leading)
+    if mask is None:
+        return image, mask
+    mask = repeat_first_frame(mask, leading)
+    behind = mask[:, :, leading + 1 : leading + 2]
+    if behind.shape[2] and bool((behind == 1).all()):
+        image[:, :, 1 : leading + 1], mask[:, :, 1 : leading + 1] = 0, 1
+    return image, mask
+
+
+def sample_with_leading_latent(
+    executor,
+    noise,
+    latent_image,
+    sampler,
+    sigmas,
+    denoise_mask=None,
+    callback=None,
+    disable_pbar=False,
+    seed=None,
+    **kwargs,
+):
+    """Sample with the extra leading latent that temporal patches need (1.5, odd T), and trim it from what comes out.
+
+    An OUTER_SAMPLE wrapper of the host, so every sampler, guider and preview sees only the video that was asked for.
+    """
+    model = executor.class_obj.model_patcher.model
+    check_latent_size(noise, model.variant.transformer.patch_size)
+    leading = leading_frames(noise.shape[2], model.variant.transformer.patch_size_t)
+    if leading == 0:
+        return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
+
+    noise = torch.cat((leading_noise(noise, leading, seed), noise), dim=2)
+    latent_image = repeat_first_frame(latent_image, leading)
+    if denoise_mask is not None:
+        denoise_mask = repeat_first_frame(denoise_mask, leading)
+    if "latent_shapes" in kwargs:
+        kwargs["latent_shapes"] = [latent_image.shape]
+
+    def trimmed(step, x0, x, total_steps):
+        return callback(step, x0[:, :, leading:], x[:, :, leading:], total_steps)
+
+    trimmed = trimmed if callback is not None else None
+    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, trimmed, disable_pbar, seed, **kwargs)
+    return out[:, :, leading:]
+
+
+def leading_noise(noise: torch.Tensor, count: int, seed: int | None) -> torch.Tensor:
+    """Return the noise of `count` leading latents [B, C, count, H, W]: from the seed, or zeros where noise is off."""
+    shape = (*noise.shape[:2], count, *noise.shape[3:])
+    if not torch.any(noise):
+        return noise.new_zeros(shape)
+    generator = torch.Generator().manual_seed((seed or 0) ^ PAD_SEED)
+    return torch.randn(shape, generator=generator, dtype=torch.float32).to(noise)

@@ -1,0 +1,204 @@
+"""VAE: the 3D causal VAE inside the host's own VAE object, streaming in time and tiling by itself."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import torch
+
+from ...cogvideox import vae as model
+from ...cogvideox.latents import latent_frames, pixel_frames
+from ...cogvideox.variants import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAEConfig
+
+# Working memory of the coders per pixel of one chunk of a video, in elements: the widest convolution at full size
+# (decoder 256 channels in and 128 out, encoder 128 and 128), its cached frames and one copy. An estimate.
+DECODE_ELEMENTS = 256 + 2 * 128 + 256
+ENCODE_ELEMENTS = 3 * 128
+DECODE_CHUNK_FRAMES = 12  # three latents, the largest chunk, before the doubled first frame is dropped
+ENCODE_CHUNK_FRAMES = 15
+
+
+def host_progress(total: int):
+    """Return a callback that moves the node's progress bar and stops where the artist pressed cancel."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def step(done: int, total: int) -> None:
+        bar.update_absolute(done, total)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    return step
+
+
+class FirstStage(torch.nn.Module):
+    """The VAE behind the calls the host makes on a `first_stage_model`."""
+
+    comfy_has_chunked_io = True  # decode writes into the host's buffer, encode moves chunk by chunk
+
+    def __init__(self, vae: model.AutoencoderKLCogVideoX):
+        super().__init__()
+        object.__setattr__(self, "vae", vae)  # not a submodule: the keys stay those of the checkpoint
+        self.encoder, self.decoder = vae.encoder, vae.decoder
+
+    def decode_output_shape(self, shape) -> tuple[int, ...]:
+        return self.vae.decode_shape(shape)
+
+    def decode(self, latents, output_buffer=None):
+        return self.vae.decode(latents, output_buffer, host_progress(pixel_frames(latents.shape[2])))
+
+    def decode_tiled(self, latents, tile_x=model.TILE_WIDTH, tile_y=model.TILE_HEIGHT, overlap=None, **temporal):
+        """Decode in tiles of `tile_y` x `tile_x` latents; time needs none, so the host's `tile_t` is not used."""
+        tile_y, tile_x = min(tile_y, latents.shape[3]), min(tile_x, latents.shape[4])
+        overlap_y, overlap_x = overlaps(overlap, (tile_y, tile_x), (model.OVERLAP_HEIGHT, model.OVERLAP_WIDTH))
+        output = torch.empty(
+            self.vae.decode_shape(latents.shape),
+            device=comfy.model_management.intermediate_device(),
+            dtype=comfy.model_management.intermediate_dtype(),
+        )
+        progress = host_progress(pixel_frames(latents.shape[2]))
+        return self.vae.decode_tiled(latents, tile_y, tile_x, overlap_y, overlap_x, output, progress)
+
+    def posterior(self, pixels, device=None) -> model.Posterior:
+        """Encode pixels [B, 3, F, H, W] in -1..1, held anywhere, chunk by chunk on `device`."""
+        progress = host_progress(latent_frames(pixels.shape[2]))
+        return self.vae.encode(pixels, progress, device=device, dtype=pixels.dtype)
+
+    def posterior_tiled(self, pixels, tile_x=None, tile_y=None, overlap=None, **temporal) -> model.Posterior:
+        """Encode in tiles of `tile_y` x `tile_x` pixels."""
+        scale = SPATIAL_COMPRESSION
+        tile_y = min((tile_y or model.TILE_HEIGHT * scale) // scale, pixels.shape[3] // scale)
+        tile_x = min((tile_x or model.TILE_WIDTH * scale) // scale, pixels.shape[4] // scale)
+        overlap = None if overlap is None else overlap // scale
+        overlap_y, overlap_x = overlaps(overlap, (tile_y, tile_x), (model.OVERLAP_HEIGHT, model.OVERLAP_WIDTH))
+        lengths = [length * scale for length in (tile_y, tile_x, overlap_y, overlap_x)]
+        return self.vae.encode_tiled(pixels, *lengths, host_progress(latent_frames(pixels.shape[2])))
+
+    def encode(self, pixels, device=None):
+        return self.posterior(pixels, device).mode()
+
+    def encode_tiled(self, pixels, **tiles):
+        return self.posterior_tiled(pixels, **tiles).mode()
+
+
+def overlaps(asked: int | None, tile: tuple[int, int], default: tuple[int, int]) -> tuple[int, ...]:
+    """Return the overlap along h and w in latents, always smaller than the tile."""
+    wanted = default if asked is None else (asked, asked)
+    return tuple(min(overlap, length - 1) for overlap, length in zip(wanted, tile, strict=True))
+
+
+class Sampled:
+    """The first stage with latents drawn from the posterior in place of its mode."""
+
+    comfy_has_chunked_io = True
+
+    def __init__(self, first_stage: FirstStage, seed: int):
+        self.first_stage = first_stage
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def encode(self, pixels, device=None):
+        return self.first_stage.posterior(pixels, device).sample(self.generator)
+
+    def encode_tiled(self, pixels, **tiles):
+        return self.first_stage.posterior_tiled(pixels, **tiles).sample(self.generator)
+
+
+@contextmanager
+def _without_empty_vae_warning():
+    """Keep the host from warning about the VAE without weights that the base class is made as."""
+    root = logging.getLogger()
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "No VAE weights detected" not in record.getMessage()
+
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
+
+
+class VAE(comfy.sd.VAE):
+    """The host's VAE around CogVideoX's, so that every stock VAE node works on it."""
+
+    def __init__(self, state_dict: dict[str, torch.Tensor], config: VAEConfig, dtype: torch.dtype | None = None):
+        with _without_empty_vae_warning():
+            super().__init__(sd={})
+        self.latent_channels = config.latent_channels
+        self.latent_dim = 3
+        self.output_channels = config.out_channels
+        self.handles_tiling = True
+        self.upscale_ratio = (pixel_frames, SPATIAL_COMPRESSION, SPATIAL_COMPRESSION)
+        self.upscale_index_formula = (TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION, SPATIAL_COMPRESSION)
+        self.downscale_ratio = (latent_frames, SPATIAL_COMPRESSION, SPATIAL_COMPRESSION)
+        self.downscale_index_formula = self.upscale_index_formula
+        self.working_dtypes = [torch.bfloat16, torch.float32]
+        self.memory_used_decode = decode_memory
+        self.memory_used_encode = encode_memory
+
+        self.device = comfy.model_management.vae_device()
+        self.vae_dtype = dtype or comfy.model_management.vae_dtype(self.device, self.working_dtypes)
+        self.output_device = comfy.model_management.intermediate_device()
+        operations = comfy.ops.disable_weight_init
+        stage = FirstStage(model.AutoencoderKLCogVideoX(config, dtype=self.vae_dtype, operations=operations))
+        self.first_stage_model = stage.eval().requires_grad_(False)
+        comfy.model_management.archive_model_dtypes(stage)
+        offload_device = comfy.model_management.vae_offload_device()
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            stage, load_device=self.device, offload_device=offload_device
+        )
+        stage.load_state_dict(state_dict, strict=True, assign=self.patcher.is_dynamic())
+        self.model_size()
+
+    def decode(self, samples_in, vae_options={}):  # noqa: B006
+        check_latents(samples_in)
+        return super().decode(samples_in, vae_options)
+
+    def decode_tiled(self, samples, **tiles):
+        check_latents(samples)
+        return super().decode_tiled(samples, **tiles)
+
+    def sampled(self, seed: int) -> VAE:
+        """Return this VAE with an encoder that draws latents from the posterior, the draw fixed by `seed`."""
+        vae = copy.copy(self)
+        vae.first_stage_model = Sampled(self.first_stage_model, seed)
+        return vae
+
+
+def decode_memory(shape, dtype: torch.dtype) -> int:
+    """Return the bytes decoding latents [B, 16, T, H, W] works in; it does not grow with T."""
+    frames = min(pixel_frames(shape[2]), DECODE_CHUNK_FRAMES)
+    pixels = shape[0] * frames * shape[3] * shape[4] * SPATIAL_COMPRESSION**2
+    return pixels * DECODE_ELEMENTS * comfy.model_management.dtype_size(dtype)
+
+
+def encode_memory(shape, dtype: torch.dtype) -> int:
+    """Return the bytes encoding pixels [B, 3, F, H, W] works in; it does not grow with F."""
+    frames = min(shape[2], ENCODE_CHUNK_FRAMES)
+    return shape[0] * frames * shape[3] * shape[4] * ENCODE_ELEMENTS * comfy.model_management.dtype_size(dtype)
+
+
+def check_latents(latents: torch.Tensor) -> None:
+    """Raise unless latents are [B, 16, T, H, W], what CogVideoX's VAE decodes."""
+    if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS:
+        raise ValueError(
+            f"CogVideoX's VAE decodes video latents with {LATENT_CHANNELS} channels and got {list(latents.shape)}. "
+            "Connect the LATENT of a sampler that ran a CogVideoX model."
+        )
+
+
+def require_cogvideox_vae(vae) -> VAE:
+    """Return `vae`, or raise where it is not CogVideoX's own."""
+    if not isinstance(vae, VAE):
+        stage = getattr(vae, "first_stage_model", None)
+        got = "none" if stage is None else f"another one ({type(stage).__name__})"
+        raise ValueError(
+            f"This node needs CogVideoX's VAE and got {got}. "
+            "Connect the VAE of Load CogVideoX VAE or Load CogVideoX Pipeline."
+        )
+    return vae
