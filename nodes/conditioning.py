@@ -1,0 +1,96 @@
+"""Images to CONDITIONING."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .host.conditioning import image_to_video
+from .host.text_encoder import show_on_node
+from .latent import size_inputs
+
+CATEGORY = "CogVideoX/conditioning"
+
+
+class CogVideoXImageToVideo(io.ComfyNode):
+    """First frame, last frame or both."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXImageToVideo",
+            display_name="CogVideoX Image to Video",
+            category=CATEGORY,
+            description=(
+                "Lets a video start with an image, end with one, or both, for every image-conditioned CogVideoX model. "
+                "Images are scaled to the video and cropped around the centre; several images make as many videos."
+            ),
+            search_aliases=["CogVideoImageEncode", "i2v", "first frame", "last frame", "start end frame"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="Prompt from CogVideoX Text Encode."),
+                io.Conditioning.Input(
+                    "negative", tooltip="Negative prompt from CogVideoX Text Encode; may be empty text."
+                ),
+                io.Vae.Input("vae", tooltip="CogVideoX's VAE; it encodes the images."),
+                *size_inputs(),
+                io.Image.Input(
+                    "start_image", optional=True, tooltip="First frame. One image, or one for each video of the batch."
+                ),
+                io.Image.Input(
+                    "end_image",
+                    optional=True,
+                    tooltip="Last frame. Needs a model trained for it (Interpolation, Fun InP); others may ignore it.",
+                ),
+                io.Float.Input(
+                    "noise_augmentation",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Noise added to the images, 0 to 1: its standard deviation, with black at -1 and white at 1. "
+                        "Try 0.02 to 0.06 if nothing moves."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="Prompt with the images attached."),
+                io.Conditioning.Output(display_name="negative", tooltip="Negative prompt with the images attached."),
+                io.Latent.Output(display_name="latent", tooltip="Empty video of this size, for the sampler."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive,
+        negative,
+        vae,
+        width,
+        height,
+        length,
+        batch_size,
+        start_image=None,
+        end_image=None,
+        noise_augmentation=0.0,
+    ) -> io.NodeOutput:
+        made = image_to_video(
+            positive,
+            negative,
+            vae,
+            width,
+            height,
+            length,
+            batch_size,
+            start_image=start_image,
+            end_image=end_image,
+            noise_augmentation=noise_augmentation,
+        )
+        if made.note:
+            show_on_node(made.note, cls.hidden.unique_id)
+        return io.NodeOutput(made.positive, made.negative, made.latent)
+
+
+NODES = [CogVideoXImageToVideo]

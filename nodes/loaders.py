@@ -1,0 +1,184 @@
+"""Files and folders to MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..cogvideox.checkpoint import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
+from .host.files import find_pipeline, model_file, pipelines
+from .host.loading import WEIGHT_DTYPES, describe, load_clip, load_model, load_pipeline, load_vae
+from .host.text_encoder import show_on_node
+
+CATEGORY = "CogVideoX/loaders"
+MODEL_FOLDERS = ("diffusion_models", "unet")
+VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
+
+WEIGHT_DTYPE_TOOLTIP = (
+    "How the weights are kept in memory. auto: as in the file, or what the card computes with. fp8: half the memory of "
+    "16 bits (the large matrices only), some loss of detail. fp16 suits 2B; the 5B models are computed in bf16. "
+    "A pipeline's VAE follows bf16, fp16 and fp32; its text encoder stays as in its file."
+)
+VARIANT_TOOLTIP = "For what a file cannot tell; leave on auto for every released model. " + " ".join(
+    f"{name}: {note}" for name, note in VARIANT_OVERRIDE_NOTES.items()
+)
+
+
+def listed(kinds: tuple[str, ...]) -> list[str]:
+    """Return the model files of the host's folders `kinds`, each name once."""
+    return list(dict.fromkeys(name for kind in kinds for name in folder_paths.get_filename_list(kind)))
+
+
+class CogVideoXLoadPipeline(io.ComfyNode):
+    """A whole diffusers-layout folder."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXLoadPipeline",
+            display_name="Load CogVideoX Pipeline",
+            category=CATEGORY,
+            description=(
+                "Loads model, text encoder and VAE from one folder as published on Hugging Face (transformer, vae, "
+                "text_encoder, scheduler), put into models/CogVideo. Recognises every released CogVideoX by its files."
+            ),
+            search_aliases=["DownloadAndLoadCogVideoModel", "load cogvideox", "diffusers"],
+            inputs=[
+                io.Combo.Input(
+                    "pipeline",
+                    options=list(pipelines()),
+                    tooltip="Folder in models/CogVideo or models/diffusers: transformer, vae and text_encoder.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP
+                ),
+                io.Combo.Input(
+                    "variant",
+                    options=list(VARIANT_OVERRIDES),
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip=VARIANT_TOOLTIP,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The transformer, ready for any sampler."),
+                io.Clip.Output(tooltip="The T5 text encoder, for CogVideoX Text Encode."),
+                io.Vae.Output(tooltip="The video VAE, for every VAE node."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, pipeline, weight_dtype, variant="auto") -> io.NodeOutput:
+        model, clip, vae = load_pipeline(find_pipeline(pipeline), weight_dtype, variant)
+        show_on_node(describe(model), cls.hidden.unique_id)
+        return io.NodeOutput(model, clip, vae)
+
+
+class CogVideoXLoadModel(io.ComfyNode):
+    """One transformer file, or the transformer of a pipeline folder."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXLoadModel",
+            display_name="Load CogVideoX Model",
+            category=CATEGORY,
+            description=(
+                "Loads a CogVideoX transformer from models/diffusion_models or a pipeline folder of models/CogVideo. "
+                "Recognises the variant by its content, in the layouts of diffusers, ComfyUI and the original (SAT)."
+            ),
+            search_aliases=["CogVideoXModelLoader", "load cogvideox"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=listed(MODEL_FOLDERS) + list(pipelines()),
+                    tooltip="File of models/diffusion_models or unet, or pipeline folder of CogVideo or diffusers.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP
+                ),
+                io.Combo.Input("variant", options=list(VARIANT_OVERRIDES), default="auto", tooltip=VARIANT_TOOLTIP),
+            ],
+            outputs=[io.Model.Output(tooltip="The transformer, ready for any sampler.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model_name, weight_dtype, variant) -> io.NodeOutput:
+        path = pipelines().get(model_name) or model_file(MODEL_FOLDERS, model_name)
+        model = load_model(str(path), weight_dtype, variant)
+        show_on_node(describe(model), cls.hidden.unique_id)
+        return io.NodeOutput(model)
+
+
+class CogVideoXLoadVAE(io.ComfyNode):
+    """The VAE that every CogVideoX model shares."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXLoadVAE",
+            display_name="Load CogVideoX VAE",
+            category=CATEGORY,
+            description=(
+                "Loads CogVideoX's video VAE, which all its models share, from models/vae or a pipeline folder. Gives "
+                "the reference's frames in the stock VAE nodes; ComfyUI's own loader does not for this VAE."
+            ),
+            search_aliases=["CogVideoXVAELoader", "load vae"],
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=listed(("vae",)) + list(pipelines()),
+                    tooltip="File in models/vae, or pipeline folder in models/CogVideo or diffusers.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=VAE_DTYPES,
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Number type the VAE computes in. auto: bf16 where the card has it, else fp32.",
+                ),
+            ],
+            outputs=[io.Vae.Output(tooltip="The video VAE, for every VAE node.")],
+        )
+
+    @classmethod
+    def execute(cls, vae_name, weight_dtype="auto") -> io.NodeOutput:
+        path = pipelines().get(vae_name) or model_file(("vae",), vae_name)
+        return io.NodeOutput(load_vae(str(path), weight_dtype))
+
+
+class CogVideoXLoadTextEncoder(io.ComfyNode):
+    """The T5 text encoder."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXLoadTextEncoder",
+            display_name="Load CogVideoX Text Encoder",
+            category=CATEGORY,
+            description=(
+                "Loads the T5 v1.1 XXL text encoder from models/text_encoders or a pipeline folder, in 16 bits, fp8 or "
+                "ComfyUI's quantised formats. The stock CLIPLoader with type cogvideox does the same for single files."
+            ),
+            search_aliases=["load clip", "t5", "CLIPLoader"],
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder_name",
+                    options=listed(("text_encoders",)) + list(pipelines()),
+                    tooltip="File in models/text_encoders, or pipeline folder in models/CogVideo or diffusers.",
+                )
+            ],
+            outputs=[io.Clip.Output(tooltip="The text encoder, for CogVideoX Text Encode.")],
+        )
+
+    @classmethod
+    def execute(cls, text_encoder_name) -> io.NodeOutput:
+        path = pipelines().get(text_encoder_name) or model_file(("text_encoders",), text_encoder_name)
+        return io.NodeOutput(load_clip(str(path)))
+
+
+NODES = [CogVideoXLoadPipeline, CogVideoXLoadModel, CogVideoXLoadVAE, CogVideoXLoadTextEncoder]
