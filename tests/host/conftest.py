@@ -1,0 +1,25 @@
+"""Put the real host on the path, told to run on the CPU, before any test imports `comfy`."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+COMFYUI = os.environ.get("COMFYUI_PATH", str(Path(__file__).parents[2] / ".dev" / "ComfyUI"))
+
+sys.path.insert(0, COMFYUI)
+sys.argv = ["x", "--cpu", "--base-directory", tempfile.mkdtemp(prefix="cogvideox-host-")]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture
+def inference():
+    """Run a test in the mode in which the host runs nodes."""
+    with torch.inference_mode():
+        yield
