@@ -27,12 +27,12 @@ def _nearest(value: int, step: int, offset: int) -> str:
     return str(lower) if lower >= value else f"{lower} or {lower + step}"
 
 
-def check_frames(frames: int) -> None:
-    """Raise ValueError unless `frames` is 8n + 1, naming the nearest counts that are."""
+def check_frames(frames: int, mend: str = "Set length to {}.") -> None:
+    """Raise ValueError unless `frames` is 8n + 1; `mend` is what to do about it, given the nearest counts that are."""
     if frames < 1 or frames % FRAME_STEP != 1:
+        advice = mend.format(_nearest(frames, FRAME_STEP, 1))
         raise ValueError(
-            f"CogVideoX makes {FRAME_STEP}n + 1 frames (1, 9, 17 ... 49, 81), not {frames}. "
-            f"Set length to {_nearest(frames, FRAME_STEP, 1)}."
+            f"CogVideoX makes videos of {FRAME_STEP}n + 1 frames (1, 9, 17 ... 49, 81), not {frames}. {advice}"
         )
 
 
