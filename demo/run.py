@@ -190,8 +190,12 @@ async def queue(url: str, workflow: Graph, edit: Any) -> list[dict[str, str]]:
                     break
             else:
                 raise Refused("The server went away.")
-        async with session.get(f"/history/{job}") as reply:
-            outputs = (await reply.json())[job]["outputs"]
+        history: dict[str, Any] = {}
+        while job not in history:  # the server says that a job has ended before it records it
+            async with session.get(f"/history/{job}") as reply:
+                history = await reply.json()
+            await asyncio.sleep(0.05)
+    outputs = history[job]["outputs"]
     lists = [value for node in outputs.values() for value in node.values() if isinstance(value, list)]
     return [entry for value in lists for entry in value if isinstance(entry, dict) and entry.get("type") == "output"]
 

@@ -1,0 +1,27 @@
+"""One real ComfyUI server for all tests here, with this pack and a tiny model for each that the workflows name."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from . import models, videos
+from .server import COMFYUI, PACK, ROOT, Server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    assert (COMFYUI / "main.py").is_file(), f"There is no ComfyUI in {COMFYUI}. Run dev.py test, or set COMFYUI_PATH."
+    base = tmp_path_factory.mktemp("comfyui")
+    for folder in ("custom_nodes", "input", "output"):
+        (base / folder).mkdir()
+    (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+    models.write(base / "models")
+    picture = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(base / "input" / "example.png")
+    videos.write(base / "input" / "video.mp4", frames=12, fps=10, width=80, height=48)
+    server = Server(base)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.close()

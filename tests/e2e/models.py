@@ -1,0 +1,79 @@
+"""Tiny models with random weights under the names that the workflows ask for."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from pack.demo import tiny_pipeline
+from safetensors.torch import save_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+# The learned table of a single file is read as the released 5B-I2V's, so this one has that size.
+tiny_i2v = tiny_pipeline.VARIANTS["5b-i2v"]
+RELEASED_GRID = replace(tiny_i2v, sample_height=60, sample_width=90, sample_frames=49)
+
+FOLDERS = {"CogVideoX-5b": "5b", "CogVideoX-2b": "2b", "CogvideoX-Interpolation": "5b-i2v"}
+FILES = {
+    "diffusion_models/CogVideoX_1_0_5b_I2V_bf16.safetensors": ("5b-i2v", f"transformer/{WEIGHTS}"),
+    "diffusion_models/CogVideoX_1_5_5b_T2V_bf16.safetensors": ("1.5", f"transformer/{WEIGHTS}"),
+    "diffusion_models/CogVideoX_1_5_5b_I2V_bf16.safetensors": ("1.5-i2v", f"transformer/{WEIGHTS}"),
+    "vae/cogvideox_vae_bf16.safetensors": ("5b", f"vae/{WEIGHTS}"),
+    "text_encoders/t5xxl_fp16.safetensors": ("5b", "text_encoder/model.safetensors"),
+}
+
+
+def upscaler() -> dict[str, torch.Tensor]:
+    """Return the weights of a small SRVGGNetCompact that enlarges four times."""
+    conv, act = torch.nn.Conv2d, torch.nn.PReLU
+    body = torch.nn.Sequential(conv(3, 8, 3), act(8), conv(8, 8, 3), act(8), conv(8, 3 * 4**2, 3))
+    return {f"body.{name}": tensor for name, tensor in body.state_dict().items()}
+
+
+def interpolator(width: int = 8, head: int = 2) -> dict[str, torch.Tensor]:
+    """Return the weights of a small RIFE (IFNet)."""
+    convs = {
+        "encode.cnn0": (16, 3, 3, 3),
+        "encode.cnn1": (16, 16, 3, 3),
+        "encode.cnn2": (16, 16, 3, 3),
+        "encode.cnn3": (16, head, 4, 4),
+    }
+    for block in range(5):
+        name, inputs = f"blocks.{block}", (20 if block else 7) + 2 * head
+        convs |= {
+            f"{name}.conv0.0.0": (width // 2, inputs, 3, 3),
+            f"{name}.conv0.1.0": (width, width // 2, 3, 3),
+            f"{name}.lastconv.0": (width, 4 * 13, 4, 4),
+        }
+        convs |= {f"{name}.convblock.{layer}.conv": (width, width, 3, 3) for layer in range(8)}
+    weights = {}
+    for name, shape in convs.items():
+        outputs = shape[1] if shape[-1] == 4 else shape[0]  # the 4x4 ones are transposed
+        weights |= {f"{name}.weight": 0.1 * torch.randn(shape), f"{name}.bias": torch.zeros(outputs)}
+        if ".convblock." in name:
+            weights[f"{name.removesuffix('.conv')}.beta"] = torch.ones(1, width, 1, 1)
+    return weights
+
+
+def write(models: Path) -> None:
+    """Write every model of the workflows below the folder `models`."""
+    torch.manual_seed(0)
+    pipelines = {variant: models / "tiny" / variant for variant in tiny_pipeline.VARIANTS}
+    for variant, folder in pipelines.items():
+        tiny_pipeline.write(folder, variant)
+    for name, variant in FOLDERS.items():
+        shutil.copytree(pipelines[variant], models / "CogVideo" / name)
+    tiny_pipeline.VARIANTS["5b-i2v"] = RELEASED_GRID
+    try:
+        tiny_pipeline.write(pipelines["5b-i2v"], "5b-i2v")
+    finally:
+        tiny_pipeline.VARIANTS["5b-i2v"] = tiny_i2v
+    for name, (variant, source) in FILES.items():
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pipelines[variant] / source, models / name)
+    for folder, name, weights in (
+        ("upscale_models", "RealESRGAN_x4plus", upscaler()),
+        ("frame_interpolation", "film_net_fp16", interpolator()),
+    ):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+        save_file(weights, models / folder / f"{name}.safetensors")

@@ -1,0 +1,56 @@
+"""Every workflow runs on the server to a video file of the right length, size and speed, and says how far it is."""
+
+import numpy as np
+import pytest
+from pack.demo.run import set_prompt
+
+from . import videos
+from .server import WORKFLOWS, Prompt, Server
+
+WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 3
+SMALL = {"width": WIDTH, "height": HEIGHT, "length": LENGTH, "steps": STEPS}
+SAMPLERS = ("KSampler", "CogVideoXSampler", "SamplerCustomAdvanced")
+DECODERS = ("VAEDecode", "CogVideoXVAEDecode")
+FPS = {"t2v_15": 16, "i2v_15": 16, "t2v_upscale_interpolate": 16, "v2v": 10}  # others: 8; v2v: the source's
+
+
+def with_tiny_text_encoder(prompt: Prompt) -> Prompt:
+    """Exchange the stock CLIPLoader, which builds a T5 of XXL size whatever the file holds."""
+    for node in prompt.values():
+        if node["class_type"] == "CLIPLoader":
+            node["class_type"] = "CogVideoXLoadTextEncoder"
+            node["inputs"] = {"text_encoder_name": node["inputs"]["clip_name"]}
+    return prompt
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_makes_its_video(server: Server, name: str):
+    run = server.run(with_tiny_text_encoder(server.prompt(name, **SMALL)))
+    assert run.end == "execution_success", run.message
+
+    sampling = run.progress(*SAMPLERS)
+    assert sampling == sorted(sampling) and len(set(sampling)) == len(sampling) > 1
+    assert sampling[-1] == (STEPS, STEPS)
+    decoding = run.progress(*DECODERS)
+    assert decoding == sorted(decoding) and decoding[-1] == (LENGTH, LENGTH)
+    saver = next(key for key, node in run.prompt.items() if node["class_type"] == "SaveVideo")
+    assert saver in [data["node"] for data in run.of("executed")]
+
+    frames, scale = (2 * LENGTH - 1, 4) if name == "t2v_upscale_interpolate" else (LENGTH, 1)
+    (file,) = run.files
+    video = videos.read(file)
+    assert video.frames.shape == (frames, HEIGHT * scale, WIDTH * scale, 3)
+    assert video.fps == FPS.get(name, 8)
+    assert video.frames.std() > 1, "the video is of one colour"
+
+
+def test_the_sampler_in_parts_gives_the_video_of_the_whole_one(server: Server):
+    """As the note of t2v_advanced promises."""
+    frames = []
+    for name in ("t2v", "t2v_advanced"):
+        prompt = server.prompt(name, seed=5, noise_seed=5, **SMALL)
+        set_prompt(prompt, "a ship on a carpet")
+        run = server.run(prompt)
+        assert run.end == "execution_success", run.message
+        frames.append(videos.read(run.files[0]).frames)
+    assert np.array_equal(*frames)
