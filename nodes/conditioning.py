@@ -88,7 +88,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
             end_image=end_image,
             noise_augmentation=noise_augmentation,
         )
-        if made.note:
+        if made.note and cls.hidden:
             show_on_node(made.note, cls.hidden.unique_id)
         return io.NodeOutput(made.positive, made.negative, made.latent)
 

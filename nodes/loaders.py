@@ -72,7 +72,8 @@ class CogVideoXLoadPipeline(io.ComfyNode):
     @classmethod
     def execute(cls, pipeline, weight_dtype, variant="auto") -> io.NodeOutput:
         model, clip, vae = load_pipeline(find_pipeline(pipeline), weight_dtype, variant)
-        show_on_node(describe(model), cls.hidden.unique_id)
+        if cls.hidden:
+            show_on_node(describe(model), cls.hidden.unique_id)
         return io.NodeOutput(model, clip, vae)
 
 
@@ -109,7 +110,8 @@ class CogVideoXLoadModel(io.ComfyNode):
     def execute(cls, model_name, weight_dtype, variant) -> io.NodeOutput:
         path = pipelines().get(model_name) or model_file(MODEL_FOLDERS, model_name)
         model = load_model(str(path), weight_dtype, variant)
-        show_on_node(describe(model), cls.hidden.unique_id)
+        if cls.hidden:
+            show_on_node(describe(model), cls.hidden.unique_id)
         return io.NodeOutput(model)
 
 

@@ -58,6 +58,8 @@ def image_to_video(
         raise ValueError("CogVideoX Image to Video has no image. Connect start_image, end_image or both.")
     images = {"start image": start_image, "end image": end_image}
     images = {name: image for name, image in images.items() if image is not None}
+    for name, image in images.items():
+        check_image(name, image)
     batch = batch_of(images, batch_size)
     latent = empty_latent(width, height, length, batch)
     frames = latent["samples"].shape[2]
@@ -68,7 +70,6 @@ def image_to_video(
     known = torch.zeros_like(latent["samples"])
     mask = torch.ones_like(known[:, :1])
     for name, image in images.items():
-        check_image(name, image)
         fitted, note = fit(name, image, width, height)
         notes += note
         frame = 0 if name == "start image" else frames - 1

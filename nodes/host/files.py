@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import comfy.utils
 import folder_paths
@@ -61,9 +63,9 @@ def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
 def _read_pickle(path: Path) -> StateDict:
     try:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # only files of the zip format can be mapped
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelFileError(
             f"{path.name} holds more than tensors and was not opened, because such a file can run code. "
@@ -71,9 +73,12 @@ def _read_pickle(path: Path) -> StateDict:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise ModelFileError(f"{path.name} is no weight file that PyTorch can read. Download it again.") from error
+    if not isinstance(state_dict, dict) or not all(isinstance(key, str) for key in state_dict):
+        raise ModelFileError(f"{path.name} holds no named weights, so it is no model. Choose another file.")
+    return state_dict
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """Return the content of a config file, or an empty dict where there is none."""
     if not path.is_file():
         return {}
@@ -86,6 +91,44 @@ def read_json(path: Path) -> dict:
     return values
 
 
+def read_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a config file that `defaults` names; raise unless they are numbers where those are."""
+    values = {name: value for name, value in read_json(path).items() if name in defaults}
+    for name, value in values.items():
+        if not _fits(value, defaults[name]):
+            raise ModelFileError(
+                f"{path.name} in {path.parent} gives {name} as {json.dumps(value)}, which no model has. "
+                "Download it again."
+            )
+    return values
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Say whether a config entry can stand for `default`: flags for flags, else counts and sizes above 0."""
+    if default is None:
+        return value is None or _fits(value, 1)
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, tuple):
+        return isinstance(value, list) and bool(value) and all(_fits(entry, default[0]) for entry in value)
+    kinds = (int, float) if isinstance(default, float) else int
+    return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the names of the files an index lists, all of its own folder, which may hold links (a download cache)."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ModelFileError(f"{index.name} in {index.parent} lists no files. Download it again.")
+    outside = sorted(name for name in names.values() if name != PureWindowsPath(name).name)
+    if outside:
+        raise ModelFileError(
+            f"{index.name} in {index.parent} names a file outside its folder ({outside[0]}), which was not opened. "
+            "Download the folder again from the model's page."
+        )
+    return sorted(set(names.values()))
+
+
 def read_folder(folder: Path) -> StateDict:
     """Return the tensors of a diffusers component folder: one weight file, or shards with an index.
 
@@ -93,27 +136,23 @@ def read_folder(folder: Path) -> StateDict:
     """
     indexes = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.bin.index.json"))
     if indexes:
-        shards = sorted(set(read_json(indexes[0]).get("weight_map", {}).values()))
-        missing = [name for name in shards if not _inside(folder, folder / name).is_file()]
-        if not shards or missing:
-            names = ", ".join(missing) or "its shard list"
-            raise ModelFileError(f"{folder.parent.name}/{folder.name} is not complete. Missing: {names}.")
+        shards = _shards(indexes[0])
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise ModelFileError(
+                f"{folder.parent.name}/{folder.name} is not complete. Missing: {', '.join(missing)}. "
+                "Download the missing files."
+            )
         files = [folder / name for name in shards]
     else:
-        files = [f for suffix in WEIGHT_FILES for f in sorted(folder.glob(f"*{suffix}"))][:1]
+        # Beside a whole file may lie a smaller variant of it, "model.fp16.safetensors": the shorter name is the whole one.
+        files = [f for suffix in WEIGHT_FILES for f in sorted(folder.glob(f"*{suffix}"), key=lambda f: len(f.name))][:1]
     if not files:
         raise ModelFileError(f"{folder.parent.name}/{folder.name} holds no weights. Missing: a .safetensors file.")
     state_dict: StateDict = {}
     for file in files:
         state_dict.update(read_state_dict(file)[0])
     return state_dict
-
-
-def _inside(root: Path, path: Path) -> Path:
-    """Return `path`, or raise where it leaves `root` (an index file may name anything)."""
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise ModelFileError(f"{root.name} names a file outside its own folder: {path.name}")
-    return path
 
 
 def _is_pipeline(folder: Path) -> bool:
@@ -150,4 +189,7 @@ def model_file(kinds: tuple[str, ...], name: str) -> Path:
     for kind in kinds:
         if name in folder_paths.get_filename_list(kind):
             return Path(folder_paths.get_full_path_or_raise(kind, name))
-    raise ModelFileError(f"There is no model named {name} in {' or '.join(f'models/{kind}' for kind in kinds)}.")
+    raise ModelFileError(
+        f"There is no file named {name} in {' or '.join(f'models/{kind}' for kind in kinds)}. "
+        "Put it there and refresh the page, or choose another."
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -21,10 +23,11 @@ from ...cogvideox.checkpoint import (
     transformer_config,
     vae_config,
 )
+from ...cogvideox.keys import KNOWN_PREFIXES, QUANT_SUFFIXES
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.vae import AutoencoderKLCogVideoX
 from ...cogvideox.variants import TransformerConfig, VAEConfig, Variant
-from .files import ModelFileError, StateDict, read_folder, read_json, read_state_dict
+from .files import ModelFileError, StateDict, read_config, read_folder, read_json, read_state_dict
 from .model import ModelConfig, sample_with_leading_latent
 from .text_encoder import load_text_encoder
 from .vae import VAE
@@ -50,11 +53,12 @@ PADDING_KEY = "cogvideox_leading_latent"
 
 def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", disable_dynamic: bool = False):
     """Load a transformer from a weight file, a component folder or a pipeline folder as the host's ModelPatcher."""
-    state_dict, metadata, variant = read_transformer(Path(path), override)
-    state_dict, metadata = comfy.utils.convert_old_quants(state_dict, "", metadata=metadata)
+    state_dict, variant = read_transformer(Path(path), override)
+    state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata={})
     with torch.device("meta"):
         expected = CogVideoXTransformer3DModel(variant.transformer).state_dict()
     check_keys(state_dict, {key: tensor.shape for key, tensor in expected.items()})
+    check_quantisation(state_dict)
 
     model_config = ModelConfig(variant)
     model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
@@ -67,21 +71,47 @@ def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", di
     return patcher
 
 
-def read_transformer(path: Path, override: str) -> tuple[StateDict, dict[str, str], Variant]:
-    """Return tensors in diffusers' names, file metadata and variant; config.json files beside the weights win."""
-    config, scheduler, vae, metadata = None, {}, {}, {}
+def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant]:
+    """Return tensors in diffusers' names and the variant; config.json files beside the weights win."""
+    config, scheduler, vae = None, {}, {}
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path
-        values = read_json(folder / "config.json")
+        values = read_config(folder / "config.json", defaults(TransformerConfig))
         config = TransformerConfig.from_json(values) if values else None
-        scheduler = read_json(folder.parent / "scheduler" / "scheduler_config.json")
-        vae = read_json(folder.parent / "vae" / "config.json")
+        scheduler = read_config(folder.parent / "scheduler" / "scheduler_config.json", {"snr_shift_scale": 1.0})
+        vae = read_config(folder.parent / "vae" / "config.json", {"scaling_factor": 1.0})
         state_dict = read_folder(folder)
     else:
         state_dict, metadata = read_state_dict(path)
+        mark_quantised_layers(state_dict, metadata)
     state_dict = normalise_transformer(state_dict)
     config = config or transformer_config(state_dict)
-    return state_dict, metadata, detect_variant(state_dict, config, scheduler, vae, override)
+    return state_dict, detect_variant(state_dict, config, scheduler, vae, override)
+
+
+def mark_quantised_layers(state_dict: StateDict, metadata: dict[str, str]) -> None:
+    """Put what a file's metadata says of quantised layers beside their weights, so that it is renamed with them."""
+    marks, _ = comfy.utils.convert_old_quants({}, "", metadata=metadata)
+    for key, mark in marks.items():  # named as in the file, or without the file's prefix
+        weight = key.replace("comfy_quant", "weight")
+        prefix = next((prefix for prefix in KNOWN_PREFIXES if prefix + weight in state_dict), "")
+        state_dict[prefix + key] = mark
+
+
+def check_quantisation(state_dict: StateDict) -> None:
+    """Raise where a layer is quantised and the host is not told how: it would use the scaled numbers as they are."""
+    for key in state_dict:
+        layer, _, suffix = key.rpartition(".")
+        if suffix in QUANT_SUFFIXES and f"{layer}.comfy_quant" not in state_dict:
+            raise ModelFileError(
+                f"The file is quantised in a way that ComfyUI does not read ({key}). "
+                "Use the unquantised file of the model with weight_dtype fp8_e4m3fn, or one quantised for ComfyUI."
+            )
+
+
+def defaults(config: type) -> dict[str, Any]:
+    """Return the fields of a config dataclass with their defaults."""
+    return {field.name: field.default for field in fields(config)}
 
 
 def choose_dtype(config: ModelConfig, state_dict: StateDict, wanted: torch.dtype | None) -> torch.dtype:
@@ -142,16 +172,18 @@ def describe(patcher) -> str:
     dtype = patcher.model.get_dtype()
     name = next((name for name, value in WEIGHT_DTYPES.items() if value == dtype), str(dtype))
     quantised = " quantised" if patcher.model.model_config.quant_config else ""
-    return f"{patcher.model.variant.name}, {name}{quantised}, {patcher.model_size() / 1e9:.1f} GB"
+    size = patcher.model_size()
+    size = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    return f"{patcher.model.variant.name}, {name}{quantised}, {size}"
 
 
-def load_vae(path: str, weight_dtype: str = "auto") -> VAE:
+def load_vae(path: str, weight_dtype: str = "auto", disable_dynamic: bool = False) -> VAE:
     """Load CogVideoX's VAE from a weight file, a component folder or a pipeline folder."""
     source = Path(path)
     config = None
     if source.is_dir():
         folder = source / "vae" if (source / "vae").is_dir() else source
-        values = read_json(folder / "config.json")
+        values = read_config(folder / "config.json", defaults(VAEConfig))
         config = VAEConfig.from_json(values) if values else None
         state_dict = read_folder(folder)
     else:
@@ -161,14 +193,14 @@ def load_vae(path: str, weight_dtype: str = "auto") -> VAE:
     with torch.device("meta"):
         expected = AutoencoderKLCogVideoX(config).state_dict()
     check_keys(state_dict, {key: tensor.shape for key, tensor in expected.items()})
-    vae = VAE(state_dict, config, WEIGHT_DTYPES[weight_dtype])
+    vae = VAE(state_dict, config, WEIGHT_DTYPES[weight_dtype], disable_dynamic)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, weight_dtype))
     return vae
 
 
 def load_vae_patcher(path: str, weight_dtype: str, disable_dynamic: bool = False):
     """Load the VAE anew and return its patcher, for the host's clones on other devices."""
-    return load_vae(path, weight_dtype).patcher
+    return load_vae(path, weight_dtype, disable_dynamic).patcher
 
 
 def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:

@@ -16,21 +16,22 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 
-from ...cogvideox.latents import check_latent_size, leading_frames, repeat_first_frame
+from ...cogvideox.latents import check_latent_size, leading_frames, pixel_frames, repeat_first_frame
 from ...cogvideox.schedule import sigmas
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
-from ...cogvideox.variants import LATENT_CHANNELS, OFS, TEMPORAL_COMPRESSION, TEXT_TOKENS, Variant
+from ...cogvideox.variants import LATENT_CHANNELS, OFS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TEXT_TOKENS, Variant
 from .preview import PREVIEW_BIAS, PREVIEW_FACTORS, FrameCycle
 
 log = logging.getLogger(__name__)
 
-PAD_SEED = (
-    0x436F67566964  # keeps the noise of the extra leading latent apart from the noise the host draws from the seed
-)
+# Keeps the noise of the extra leading latent apart from what the host draws from the same seed.
+PAD_SEED = 0x436F67566964
 
 # Working memory of one forward, in widths of the token stream D per token: the feed-forward holds the sequence, its
 # normalised copy and the hidden layer before and after GELU (4 D each), attention about as much. An estimate.
 WORKING_WIDTHS = 18
+
+PROMPT_NEEDED = "Connect CogVideoX Text Encode; the negative prompt may be empty text."
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
@@ -116,22 +117,28 @@ class CogVideoX(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs):
         out = super().extra_conds(**kwargs)
         context = kwargs.get("cross_attn")
-        if context is not None:
-            self.check_text(context)
-            # Never repeated to a common length as CONDCrossAttn would: text and video attend to each other.
-            out["c_crossattn"] = comfy.conds.CONDRegular(context)
+        self.check_text(context)
+        # Never repeated to a common length as CONDCrossAttn would: text and video attend to each other.
+        out["c_crossattn"] = comfy.conds.CONDRegular(context)
         if self.variant.transformer.ofs_embed_dim:
             out["ofs"] = comfy.conds.CONDRegular(torch.tensor([OFS]))
         return out
 
-    def check_text(self, context: torch.Tensor) -> None:
-        """Raise unless the text embeddings [B, L, width] are as wide as this model reads them."""
+    def check_text(self, context: torch.Tensor | None) -> None:
+        """Raise unless there are text embeddings [B, L, width], numbers all, as wide as this model reads them."""
+        if context is None:
+            raise ValueError(f"{self.variant.name} got a CONDITIONING without text. {PROMPT_NEEDED}")
         width = self.variant.transformer.text_embed_dim
         if context.shape[-1] != width:
             raise ValueError(
                 f"{self.variant.name} reads text embeddings {width} wide and got {context.shape[-1]}. "
                 "Encode the prompt with the T5 text encoder of CogVideoX: Load CogVideoX Text Encoder, "
                 "or CLIPLoader with type cogvideox."
+            )
+        if not torch.isfinite(context).all():
+            raise ValueError(
+                "The text embeddings hold invalid numbers (NaN): the text encoder failed on this prompt. "
+                "Load another file of it, for example one in bf16 or fp8 in place of fp16."
             )
         if context.shape[1] < TEXT_TOKENS:
             log.warning(
@@ -180,21 +187,28 @@ class CogVideoX(comfy.model_base.BaseModel):
 
     def align(self, image: torch.Tensor, mask: torch.Tensor | None, noise: torch.Tensor):
         """Fit image latents and mask [B, C, T, H, W] to the noise, which may hold an extra leading latent."""
+        if image.ndim != 5 or mask is not None and mask.shape[2:] != image.shape[2:]:
+            shapes = " with a mask ".join(str(list(part.shape)) for part in (image, mask) if part is not None)
+            raise ValueError(
+                f"The image conditioning is not that of a video: its shape is {shapes}. "
+                "Attach images with the CogVideoX conditioning nodes."
+            )
         leading = leading_frames(image.shape[2], self.variant.transformer.patch_size_t)
-        if image.shape[2] + leading == noise.shape[2]:
-            image, mask = pad_image(image, mask, leading)
-        if image.shape[2:] != noise.shape[2:]:
+        if (image.shape[2] + leading, *image.shape[3:]) != noise.shape[2:]:
+            if self.variant.transformer.patch_size_t:
+                noise = noise[:, :, 1:]  # the artist does not know of the extra leading latent
             raise ValueError(
                 f"The image conditioning is {size_text(image)} and the video {size_text(noise)}. "
                 "Connect the LATENT of the same CogVideoX conditioning node to the sampler."
             )
-        return image, mask
+        return pad_image(image, mask, leading)
 
 
 def size_text(latents: torch.Tensor) -> str:
     """Say the size of latents [B, C, T, H, W] as an artist reads it."""
     t, h, w = latents.shape[2:]
-    return f"{w * 8}x{h * 8} px with {t} latent frames"
+    frames = pixel_frames(t)
+    return f"{w * SPATIAL_COMPRESSION}x{h * SPATIAL_COMPRESSION} px, {frames} frame{'s' if frames > 1 else ''}"
 
 
 def pad_image(image: torch.Tensor, mask: torch.Tensor | None, leading: int):
@@ -233,6 +247,13 @@ def sample_with_leading_latent(
     """
     model = executor.class_obj.model_patcher.model
     check_latent_size(noise, model.variant.transformer.patch_size)
+    if not torch.isfinite(latent_image).all():
+        raise ValueError(
+            "The LATENT holds invalid numbers (NaN). The node that made it failed; decode it and look at the frames."
+        )
+    for name, prompts in executor.class_obj.conds.items():
+        if not prompts:
+            raise ValueError(f"The {name} CONDITIONING is empty. {PROMPT_NEEDED}")
     leading = leading_frames(noise.shape[2], model.variant.transformer.patch_size_t)
     if leading == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)

@@ -23,3 +23,13 @@ def inference():
     """Run a test in the mode in which the host runs nodes."""
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _release_models():
+    """Let the models go while the host is still there to see them off."""
+    yield
+    from . import pipelines
+
+    for held in (pipelines.ours, pipelines.theirs, pipelines.prompts):
+        held.cache_clear()
