@@ -50,6 +50,9 @@ TRANSFORMER_RENAMES = (
     ("transformer.position_embeddings", None),
     ("mixins.pos_embed.freqs_sin", None),
     ("mixins.pos_embed.freqs_cos", None),
+    # what ComfyUI's Save Model adds: v-prediction, zero terminal SNR
+    ("v_pred", None),
+    ("ztsnr", None),
 )
 
 SAT_POSITIONS = "mixins.pos_embed.pos_embedding"  # learned in 5B-I2V, a constant sincos table in 2B
