@@ -58,21 +58,34 @@ def reference(variant, latent, pipe=None, **kwargs):
     return out.movedim(1, 2)[:, :, leading:] / pipe.vae.config.scaling_factor
 
 
-def assert_same_frames(variant, actual, expected):
-    """Compare what stock VAE Decode makes of our latents with what diffusers' VAE makes of its own."""
+@pytest.fixture
+def assert_same(record_property):
+    """Compare latents, and what stock VAE Decode makes of ours with what diffusers' VAE makes of its own."""
+
+    def check(variant, actual, expected):
+        error = relative_error(actual, expected)
+        record_property("latents_relative_error", error)
+        assert error <= LATENT_TOLERANCE
+        record_property("frames_max_difference", frame_difference(variant, actual, expected))
+
+    return check
+
+
+def frame_difference(variant, actual, expected):
     frames = nodes.VAEDecode().decode(pipelines.ours(variant)[2], {"samples": actual})[0]
     pipe = pipelines.theirs(variant)
     video = pipe.video_processor.postprocess_video(pipe.vae.decode(expected).sample, output_type="pt")
     assert frames.shape == (FRAMES * len(actual), HEIGHT, WIDTH, 3)
-    assert (frames - video.flatten(0, 1).movedim(1, -1)).abs().max() <= FRAME_TOLERANCE
+    difference = (frames - video.flatten(0, 1).movedim(1, -1)).abs().max().item()
+    assert difference <= FRAME_TOLERANCE
+    return difference
 
 
 @pytest.mark.parametrize("variant", pipelines.TEXT_TO_VIDEO)
-def test_text_to_video_equals_diffusers(variant):
+def test_text_to_video_equals_diffusers(variant, assert_same):
     latent = empty_latent(WIDTH, HEIGHT, FRAMES, 1)
     actual, expected = ksampler(variant, latent), reference(variant, latent)
-    assert relative_error(actual, expected) <= LATENT_TOLERANCE
-    assert_same_frames(variant, actual, expected)
+    assert_same(variant, actual, expected)
     assert not latent["samples"].any()
 
 
@@ -93,7 +106,7 @@ IMAGE_CASES = [
 
 
 @pytest.mark.parametrize(("variant", "override", "scale"), IMAGE_CASES)
-def test_image_to_video_equals_diffusers(variant, override, scale, mode, monkeypatch):
+def test_image_to_video_equals_diffusers(variant, override, scale, mode, assert_same, monkeypatch):
     vae = pipelines.ours(variant)[2]
     made = image_to_video(*pipelines.prompts(variant), vae, WIDTH, HEIGHT, FRAMES, 1, start_image=picture())
     actual = ksampler(variant, made.latent, conds=(made.positive, made.negative), override=override)
@@ -101,8 +114,7 @@ def test_image_to_video_equals_diffusers(variant, override, scale, mode, monkeyp
     if scale is not None:
         monkeypatch.setattr(pipe, "vae_scaling_factor_image", scale)
     expected = reference(variant, made.latent, pipe=pipe, image=pil(picture()))
-    assert relative_error(actual, expected) <= LATENT_TOLERANCE
-    assert_same_frames(variant, actual, expected)
+    assert_same(variant, actual, expected)
 
 
 def test_the_two_image_scales_of_15_differ():
@@ -117,7 +129,7 @@ def test_the_two_image_scales_of_15_differ():
 
 @pytest.mark.parametrize("variant", pipelines.TEXT_TO_VIDEO)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_dpm_and_dynamic_cfg_equal_diffusers(variant, dynamic, monkeypatch):
+def test_dpm_and_dynamic_cfg_equal_diffusers(variant, dynamic, assert_same, monkeypatch):
     latent = empty_latent(WIDTH, HEIGHT, FRAMES, 1)
     model = pipelines.ours(variant)[0]
     if dynamic:
@@ -138,12 +150,11 @@ def test_dpm_and_dynamic_cfg_equal_diffusers(variant, dynamic, monkeypatch):
 
     monkeypatch.setattr(pipe.scheduler, "step", counted)
     monkeypatch.setattr(scheduling_dpm_cogvideox, "randn_tensor", lambda *a, **k: noises[current[0]])
-    expected = reference(variant, latent, pipe=pipe, use_dynamic_cfg=dynamic)
-    assert relative_error(actual, expected) <= LATENT_TOLERANCE
+    assert_same(variant, actual, reference(variant, latent, pipe=pipe, use_dynamic_cfg=dynamic))
 
 
 @pytest.mark.parametrize("variant", ["2b", "5b"])
-def test_video_to_video_equals_diffusers(variant, mode, monkeypatch):
+def test_video_to_video_equals_diffusers(variant, mode, assert_same, monkeypatch):
     video = torch.cat([picture(i) for i in range(FRAMES)])
     latents = coding.encode(pipelines.ours(variant)[2], video)
     actual = ksampler(variant, {"samples": latents}, denoise=V2V_DENOISE, steps=V2V_STEPS)
@@ -162,8 +173,7 @@ def test_video_to_video_equals_diffusers(variant, mode, monkeypatch):
         output_type="latent",
     ).frames
     expected = expected.movedim(1, 2) / pipe.vae.config.scaling_factor
-    assert relative_error(actual, expected) <= LATENT_TOLERANCE
-    assert_same_frames(variant, actual, expected)
+    assert_same(variant, actual, expected)
 
 
 @pytest.mark.parametrize("variant", pipelines.VARIANTS)

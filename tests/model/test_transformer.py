@@ -97,14 +97,16 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
-def test_forward_equals_diffusers(name, size):
+def test_forward_equals_diffusers(name, size, record_property):
     config, (t, h, w) = TINY_VARIANTS[name], SIZES[size]
     theirs = reference(config)
     tokens = 12 if config.use_rotary_positional_embeddings and not config.use_learned_positional_embeddings else 226
     args = inputs(config, (t + t % (config.patch_size_t or 1), h, w), tokens=tokens)
     with torch.no_grad():
         actual = ours(config, theirs.state_dict())(*args)
-    assert relative_error(actual, run_reference(theirs, config, *args)) <= TOLERANCE
+    error = relative_error(actual, run_reference(theirs, config, *args))
+    record_property("relative_error", error)
+    assert error <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", TINY_VARIANTS)
