@@ -145,7 +145,7 @@ def read_folder(folder: Path) -> StateDict:
             )
         files = [folder / name for name in shards]
     else:
-        # Beside a whole file may lie a smaller variant of it, "model.fp16.safetensors": the shorter name is the whole one.
+        # Beside a whole file may lie a smaller variant, "model.fp16.safetensors": the shorter name is the whole one.
         files = [f for suffix in WEIGHT_FILES for f in sorted(folder.glob(f"*{suffix}"), key=lambda f: len(f.name))][:1]
     if not files:
         raise ModelFileError(f"{folder.parent.name}/{folder.name} holds no weights. Missing: a .safetensors file.")
