@@ -27,9 +27,11 @@ def inference():
 
 @pytest.fixture(scope="session", autouse=True)
 def _release_models():
-    """Let the models go while the host is still there to see them off."""
+    """Let go of the models that test modules keep, while the host is still there to see them off."""
     yield
-    from . import pipelines
-
-    for held in (pipelines.ours, pipelines.theirs, pipelines.prompts):
-        held.cache_clear()
+    here = Path(__file__).parent
+    for module in list(sys.modules.values()):
+        if Path(getattr(module, "__file__", None) or "/").parent == here:
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
