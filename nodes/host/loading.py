@@ -134,7 +134,7 @@ def choose_dtype(config: ModelConfig, state_dict: StateDict, wanted: torch.dtype
         compute = comfy.model_management.unet_manual_cast(None, device, supported)
     elif dtype in supported:
         compute = comfy.model_management.unet_manual_cast(dtype, device, supported)
-    else:
+    else:  # storage only, as with eight bits: fp16 in a model that overflows in it
         compute = comfy.model_management.unet_manual_cast(torch.float8_e4m3fn, device, supported)
     config.set_inference_dtype(dtype, compute, device=device)
     return dtype
