@@ -20,6 +20,7 @@ from .variants import (
     COGVIDEOX_2B,
     COGVIDEOX_15_5B,
     HEAD_DIM,
+    LATENT_CHANNELS,
     LATENT_SCALE_2B,
     LATENT_SCALE_5B,
     SNR_SHIFT_2B,
@@ -31,6 +32,7 @@ from .variants import (
 )
 
 SHOWN = 5  # keys named in an error
+TEXT_TO_VIDEO_PIPELINE = "CogVideoXPipeline"  # `_class_name` of model_index.json
 
 
 class CheckpointError(ValueError):
@@ -365,16 +367,22 @@ def detect_variant(
     scheduler: Mapping[str, Any] | None = None,
     vae: Mapping[str, Any] | None = None,
     override: str | None = None,
+    pipeline: str | None = None,
 ) -> Variant:
     """Return the variant of a normalised transformer.
 
     `config` (transformer/config.json), `scheduler` and `vae` (their config.json) win over what keys and shapes suggest,
     and `override`, one of VARIANT_OVERRIDES, wins over all. `invert_scale_latents` of the VAE is not followed: that is
-    how diffusers runs CogVideoX1.5-5B-I2V, not how the model was trained; "image_diffusers" asks for it.
+    how diffusers runs CogVideoX1.5-5B-I2V, not how the model was trained; "image_diffusers" asks for it. `pipeline` is
+    the `_class_name` of the folder's model_index.json.
     """
     config = transformer_config(state_dict) if config is None else config
     # Released models without rotary are the 2B ones, Fun 2B included.
     guess = _5B if config.use_rotary_positional_embeddings else _2B
+    image_channels = config.in_channels - config.out_channels
+    # Fun InP leaves mask and image zero for text alone (VideoX-Fun). A folder that calls itself a text-to-video
+    # pipeline and whose model has image channels was trained with and without an image.
+    image_optional = image_channels == LATENT_CHANNELS + 1 or image_channels > 0 and pipeline == TEXT_TO_VIDEO_PIPELINE
     # The scheduler of Fun is plain DDIM, whose config has no SNR shift.
     variant = Variant(
         name=_name(config),
@@ -382,6 +390,7 @@ def detect_variant(
         latent_scale=(vae or {}).get("scaling_factor", guess["latent_scale"]),
         snr_shift_scale=(scheduler or {}).get("snr_shift_scale", guess["snr_shift_scale"]),
         image_latent_scale="unscaled" if config.patch_size_t and config.ofs_embed_dim else "latents",
+        image_optional=image_optional,
     )
     return _overridden(variant, override or AUTO)
 

@@ -118,7 +118,8 @@ class Variant:
     `image_latent_scale` says how VAE latents of conditioning images are scaled before they are concatenated:
     "latents" multiplies with `latent_scale` as for the noisy latents (1.0 image-to-video, Fun), "unscaled" leaves them
     raw (the original training code of CogVideoX1.5-5B-I2V), "diffusers" divides by `latent_scale` (diffusers'
-    `invert_scale_latents`).
+    `invert_scale_latents`). `image_optional` says that the model makes video from text alone as well, its image
+    channels zero.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Variant:
     latent_scale: float = LATENT_SCALE_5B
     snr_shift_scale: float = SNR_SHIFT_5B
     image_latent_scale: str = "latents"
+    image_optional: bool = False
 
     @property
     def image_channels(self) -> int:

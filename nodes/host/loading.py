@@ -73,20 +73,21 @@ def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", di
 
 def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant]:
     """Return tensors in diffusers' names and the variant; config.json files beside the weights win."""
-    config, scheduler, vae = None, {}, {}
+    config, scheduler, vae, pipeline = None, {}, {}, None
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path
         values = read_config(folder / "config.json", defaults(TransformerConfig))
         config = TransformerConfig.from_json(values) if values else None
         scheduler = read_config(folder.parent / "scheduler" / "scheduler_config.json", {"snr_shift_scale": 1.0})
         vae = read_config(folder.parent / "vae" / "config.json", {"scaling_factor": 1.0})
+        pipeline = read_json(folder.parent / "model_index.json").get("_class_name")
         state_dict = read_folder(folder)
     else:
         state_dict, metadata = read_state_dict(path)
         mark_quantised_layers(state_dict, metadata)
     state_dict = normalise_transformer(state_dict)
     config = config or transformer_config(state_dict)
-    return state_dict, detect_variant(state_dict, config, scheduler, vae, override)
+    return state_dict, detect_variant(state_dict, config, scheduler, vae, override, pipeline)
 
 
 def mark_quantised_layers(state_dict: StateDict, metadata: dict[str, str]) -> None:

@@ -159,6 +159,8 @@ class CogVideoX(comfy.model_base.BaseModel):
                     "Load an image-to-video model (CogVideoX-5B-I2V, CogVideoX1.5-5B-I2V), or leave the image out."
                 )
             return None
+        if image is None and self.variant.image_optional:
+            return torch.zeros_like(noise[:, :1]).expand(-1, channels, -1, -1, -1).to(kwargs["device"])
         if image is None:
             raise ValueError(
                 f"{self.variant.name} makes video from an image and this conditioning holds none. "

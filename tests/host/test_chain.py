@@ -1,10 +1,13 @@
 """Stock nodes around our MODEL, VAE and CONDITIONING, and nothing left behind by a run."""
 
 import copy
+import json
+import shutil
 
 import comfy.sample
 import comfy.samplers
 import latent_preview
+import node_helpers
 import pytest
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
@@ -14,7 +17,7 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from comfy_extras.nodes_torch_compile import TorchCompileModel
-from pack.nodes.host import sampling
+from pack.nodes.host import loading, sampling
 from pack.nodes.host.conditioning import empty_latent, image_to_video
 
 import nodes
@@ -167,6 +170,24 @@ def test_torch_compile_gives_the_same_video():
     model = pipelines.ours("1.5")[0]
     compiled = TorchCompileModel.execute(model, "inductor").result[0]
     assert relative_error(run(compiled, "1.5", steps=2), run(model, "1.5", steps=2)) <= 1e-3
+
+
+@pytest.mark.parametrize("variant", pipelines.IMAGE_TO_VIDEO)
+def test_a_text_to_video_folder_with_image_channels_needs_no_image(variant, tmp_path):
+    folder = shutil.copytree(pipelines.folder(variant), tmp_path / variant)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "CogVideoXPipeline"}))
+    model = loading.load_model(str(folder), "fp32")
+    latent = empty_latent(WIDTH, HEIGHT, FRAMES, 1)
+    values = {"concat_latent_image": torch.zeros_like(latent["samples"])}
+    zeros = [node_helpers.conditioning_set_values(cond, values) for cond in pipelines.prompts(variant)]
+
+    def sample(model, conds):
+        return nodes.KSampler().sample(model, SEED, STEPS, CFG, "euler", "simple", *conds, latent, 1.0)[0]["samples"]
+
+    assert torch.equal(sample(model, pipelines.prompts(variant)), sample(pipelines.ours(variant)[0], zeros))
+    with pytest.raises(ValueError, match="makes video from an image"):
+        sample(pipelines.ours(variant)[0], pipelines.prompts(variant))
 
 
 def test_two_variants_in_one_graph_do_not_disturb_each_other():

@@ -402,9 +402,17 @@ def test_fun_and_void_shapes_are_recognised(base, channels, name):
     variant = detect_variant(normalise_transformer(with_channels(base, channels)))
     released = RELEASED[base]
     transformer = replace(released.transformer, in_channels=channels)
-    assert variant == replace(released, name=name, transformer=transformer)
+    optional = channels == 33  # a mask that covers everything and no video: text alone
+    assert variant == replace(released, name=name, transformer=transformer, image_optional=optional)
     assert variant.image_channels == channels - 16
     assert variant.image_latent_scale == "latents"
+
+
+def test_a_text_to_video_folder_may_have_image_channels():
+    keys = normalise_transformer(meta(load("5b-i2v")))
+    assert detect_variant(keys, pipeline="CogVideoXPipeline").image_optional
+    assert not detect_variant(keys, pipeline="CogVideoXImageToVideoPipeline").image_optional
+    assert not detect_variant(normalise_transformer(meta(load("5b"))), pipeline="CogVideoXPipeline").image_optional
 
 
 def test_longer_learned_table_gives_its_frame_count():
