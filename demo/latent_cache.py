@@ -1,0 +1,109 @@
+"""The third stage: clips of the world as VAE latents on disk, so that the transformer's hours go to the transformer.
+
+Causal encoding makes one entry serve every duration: the latents of the first 9 frames of 17 are those of a clip of 9.
+A picture alone is encoded apart (the statistics of the group norms are over a chunk), as image-to-video encodes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..cogvideox.vae import AutoencoderKLCogVideoX
+from . import world
+from .train_vae import to_pixels
+
+SHARD = 128  # clips of one size in a file
+IMAGE_NOISE = (-3.0, 0.5)  # mean and deviation of log sigma of the noise on conditioning pictures (arXiv 2408.06072)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`clips` clips of one size in pixels."""
+
+    height: int
+    width: int
+    clips: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+# Progressive resolution: the small sizes come first in training and are quick to encode.
+LOW = (Plan(48, 64, 1536), Plan(64, 48, 256), Plan(48, 48, 256))
+HIGH = (Plan(64, 96, 2560), Plan(96, 64, 384), Plan(64, 64, 384))
+SEEDS = {plan.name: 1_000_000 * (i + 1) for i, plan in enumerate((*LOW, *HIGH))}  # no clip is in two sizes
+
+
+def image_noise_augmentation(picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Add normal noise of a random strength, sigma = exp(N(-3, 0.5)), to a conditioning picture in -1..1.
+
+    At use the picture comes clean: the model has learned to mistrust its finest detail, and so goes on from pictures
+    that no VAE has made.
+    """
+    mean, deviation = IMAGE_NOISE
+    sigma = torch.exp(mean + deviation * torch.randn((), generator=generator))
+    return picture + sigma * torch.randn(picture.shape, generator=generator)
+
+
+@torch.no_grad()
+def encode_scene(vae: AutoencoderKLCogVideoX, what: world.Scene, plan: Plan, seed: int) -> dict[str, torch.Tensor]:
+    """Return latents of the clip [16, T, H, W] and of its first and last picture, clean and noisy [4, 16, H, W]."""
+    pixels = to_pixels(world.render(what, world.FRAMES, plan.height, plan.width))[None]
+    generator = torch.Generator().manual_seed(seed)
+    ends = [pixels[:, :, :1], pixels[:, :, -1:]]
+    pictures = torch.cat([*ends, *(image_noise_augmentation(end, generator) for end in ends)])
+    return {
+        "video": vae.encode(pixels).mode()[0].half(),
+        "images": vae.encode(pictures).mode()[:, :, 0].half(),
+    }
+
+
+def build(folder: Path, vae: AutoencoderKLCogVideoX, plans: tuple[Plan, ...]) -> None:
+    """Encode what is not yet in `folder`, shard by shard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for plan in plans:
+        for shard in range(plan.clips // SHARD):
+            path = folder / f"{plan.name}-{shard:03d}.pt"
+            if path.exists():
+                continue
+            seeds = [SEEDS[plan.name] + shard * SHARD + i for i in range(SHARD)]
+            entries = [encode_scene(vae, world.scene(seed), plan, seed) for seed in seeds]
+            values = {key: torch.stack([entry[key] for entry in entries]) for key in entries[0]}
+            torch.save({"seeds": seeds, **values}, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
+            print(f"latents: {path.name}", flush=True)
+
+
+@dataclass
+class Cached:
+    """All clips of one size: scenes, latents [N, 16, T, H, W] and pictures [N, 4, 16, H, W], float16 and unscaled."""
+
+    seeds: list[int]
+    video: torch.Tensor
+    images: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+def load(folder: Path, plan: Plan) -> Cached:
+    """Read the shards of one size that are there."""
+    paths = sorted(folder.glob(f"{plan.name}-*.pt"))
+    if not paths:
+        raise FileNotFoundError(f"There are no latents of {plan.name} in {folder}. Run the latents stage first.")
+    shards = [torch.load(path, weights_only=True) for path in paths]
+    return Cached(
+        seeds=[seed for shard in shards for seed in shard["seeds"]],
+        video=torch.cat([shard["video"] for shard in shards]),
+        images=torch.cat([shard["images"] for shard in shards]),
+    )
+
+
+def deviation(cached: Cached) -> float:
+    """Return the root mean square of the latents; its inverse is the VAE's scaling factor."""
+    return float(np.sqrt(cached.video.float().square().mean().item()))

@@ -1,0 +1,161 @@
+"""What cogvideox-mini is: the sizes of its three models, and how trained weights become the released folder layout.
+
+The layout is that of the official pipelines (model_index.json and one folder a model, each with its config.json and
+safetensors), so that the loader of the large models reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+if not __package__:  # imported beside a script: name the pack without putting its folder on sys.path
+    pack = sys.modules.setdefault("pack", types.ModuleType("pack"))
+    pack.__path__ = [str(Path(__file__).resolve().parents[1])]
+    __package__ = "pack.demo"
+
+from ..cogvideox.transformer import CogVideoXTransformer3DModel
+from ..cogvideox.vae import AutoencoderKLCogVideoX
+from ..cogvideox.variants import LATENT_CHANNELS, SNR_SHIFT_5B, TEXT_TOKENS, TransformerConfig, VAEConfig
+from . import tiny_pipeline
+
+WIDTH, HEIGHT, FRAMES = 96, 64, 17
+
+# 24 tokens a latent frame make the signal easy to see through noise, so the schedule is not shifted further.
+SNR_SHIFT = SNR_SHIFT_5B
+
+VAE = VAEConfig(block_out_channels=(16, 32, 32, 64), layers_per_block=1, norm_num_groups=8)
+
+TEXT_CONFIG: dict[str, Any] = {
+    **tiny_pipeline.TEXT_CONFIG,
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 256,
+    "num_heads": 4,
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "dropout_rate": 0.0,
+    "torch_dtype": "float16",
+}
+
+TRANSFORMER = TransformerConfig(
+    num_attention_heads=6,
+    attention_head_dim=32,
+    num_layers=6,
+    in_channels=2 * LATENT_CHANNELS,  # behind the noisy latents those of the pictures, zeros where nothing is known
+    time_embed_dim=128,
+    text_embed_dim=TEXT_CONFIG["d_model"],
+    max_text_seq_length=TEXT_TOKENS,
+    sample_height=HEIGHT // 8,
+    sample_width=WIDTH // 8,
+    sample_frames=FRAMES,
+    use_rotary_positional_embeddings=True,
+)
+
+
+def new_vae() -> AutoencoderKLCogVideoX:
+    """Return the VAE with fresh weights that keep activations near unit size.
+
+    Spatial norms begin as plain norms, residual branches small, the posterior narrow: PyTorch's own start makes
+    colourless blobs for the first thousand steps.
+    """
+    vae = AutoencoderKLCogVideoX(VAE)
+    for name, parameter in vae.named_parameters():
+        if name.endswith("conv_y.conv.bias"):
+            torch.nn.init.ones_(parameter)
+        elif name.endswith("conv_b.conv.bias"):
+            torch.nn.init.zeros_(parameter)
+        elif parameter.ndim > 3 and "conv_y" not in name and "conv_b" not in name and "conv_shortcut" not in name:
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="linear")
+            if name.endswith("conv2.conv.weight"):
+                parameter.data *= 0.3
+    logvar = vae.encoder.conv_out.conv
+    logvar.weight.data[VAE.latent_channels :] *= 0.1
+    logvar.bias.data[VAE.latent_channels :] = -6.0
+    return vae
+
+
+def new_transformer() -> CogVideoXTransformer3DModel:
+    """Return the transformer with fresh weights: adaptive norms and output start at zero, as in DiT (2212.09748)."""
+    model = CogVideoXTransformer3DModel(TRANSFORMER)
+    for name, parameter in model.named_parameters():
+        if name.startswith("proj_out") or ".norm1.linear" in name or ".norm2.linear" in name or "norm_out.lin" in name:
+            torch.nn.init.zeros_(parameter)
+        elif parameter.ndim == 2:
+            torch.nn.init.xavier_uniform_(parameter)
+    return model
+
+
+def new_text_encoder():
+    """Return transformers' own T5 encoder with fresh weights."""
+    from transformers import T5Config, T5EncoderModel
+
+    known = {name: value for name, value in TEXT_CONFIG.items() if name not in ("architectures", "torch_dtype")}
+    return T5EncoderModel(T5Config(**known))
+
+
+def model_input(noisy: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Put the pictures' latents [B, 16, T, H, W] behind the noisy ones."""
+    return torch.cat((noisy, images), dim=1)
+
+
+def vae_config(latent_scale: float) -> dict[str, Any]:
+    """Return vae/config.json."""
+    return {
+        **tiny_pipeline.vae_config("5b"),
+        **asdict(VAE),
+        "sample_height": HEIGHT,
+        "sample_width": WIDTH,
+        "scaling_factor": latent_scale,
+    }
+
+
+def write(
+    folder: Path,
+    vae: dict[str, torch.Tensor],
+    text_encoder: dict[str, torch.Tensor],
+    transformer: dict[str, torch.Tensor],
+    latent_scale: float,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write the pipeline into `folder` and return it."""
+    configs = {
+        "model_index.json": {
+            # With image channels, this class says that text alone is enough: half of the training had no picture.
+            "_class_name": "CogVideoXPipeline",
+            "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
+            "text_encoder": ["transformers", "T5EncoderModel"],
+            "tokenizer": ["transformers", "T5Tokenizer"],
+            "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+            "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+        },
+        "scheduler/scheduler_config.json": tiny_pipeline.scheduler_config("CogVideoXDDIMScheduler", SNR_SHIFT),
+        "text_encoder/config.json": TEXT_CONFIG,
+        "tokenizer/tokenizer_config.json": tiny_pipeline.TOKENIZER_CONFIG,
+        "transformer/config.json": {"_class_name": "CogVideoXTransformer3DModel", **asdict(TRANSFORMER)},
+        "vae/config.json": vae_config(latent_scale),
+    }
+    weights = {
+        "text_encoder/model.safetensors": text_encoder,
+        "transformer/diffusion_pytorch_model.safetensors": transformer,
+        "vae/diffusion_pytorch_model.safetensors": vae,
+    }
+    for name, tensors in weights.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {key: tensor.detach().to(dtype).contiguous() for key, tensor in tensors.items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+    for name, values in configs.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "_class_name" in values:
+            values = {**values, "_diffusers_version": tiny_pipeline.DIFFUSERS_VERSION}
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,213 @@
+"""The last stage: the expert transformer, together with the T5 that has learned to read.
+
+As CogVideoX was trained (arXiv 2408.06072 sections 2 and 3), each idea a function here: v-prediction with zero terminal
+SNR (`velocity_loss`), explicit uniform sampling (`explicit_uniform_timesteps`), clips of mixed duration in a batch
+schedule (`duration`), progressive resolution (`size_at`), dropped text for guidance (`drop_text`), dropped and noisy
+pictures for image-to-video (`image_latents`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..cogvideox import schedule
+from . import latent_cache, muon, text, world
+from .latent_cache import Cached, Plan
+from .mini import FRAMES, SNR_SHIFT, model_input, new_text_encoder, new_transformer
+from .runs import Run, strip
+
+LEARNING_RATE = 2.5e-3
+TEXT_RATE = 0.1  # of the learning rate: the T5 has been trained already
+PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.", "shared", "relative_attention_bias")  # AdamW
+WARMUP = 100
+BATCH = 32
+STEPS = 7000
+LOW_SHARE = 0.4  # of the steps at the small sizes
+FULL_TEXT_SHARE = 0.1  # of the steps, the last ones, with 226 tokens always
+AVERAGE = 0.999  # decay of the averaged weights, which are what is shipped
+SAVE_SAMPLES = 500
+
+TEXT_DROP = 0.1
+# Which pictures a clip is given: none (text-to-video), the first frame, the last, both.
+PICTURES = {"none": 0.5, "first": 0.25, "last": 0.08, "both": 0.17}
+DURATIONS = {FRAMES: 0.75, 9: 0.15, 1: 0.1}  # frames
+
+CLEAN, NOISY = 0, 2  # where in the cached pictures the pair (first, last) begins
+
+
+class Model(nn.Module):
+    """T5 and transformer, trained as one."""
+
+    def __init__(self):
+        super().__init__()
+        self.text_encoder = new_text_encoder()
+        self.transformer = new_transformer()
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Predict the velocity of x [B, 32, T, H, W] for the tokens [B, L]."""
+        return self.transformer(x, timestep, self.text_encoder(input_ids=numbers).last_hidden_state)
+
+
+def explicit_uniform_timesteps(count: int, draw: np.random.Generator) -> torch.Tensor:
+    """Draw one timestep from each of `count` equal parts of 0..999, so that every batch sees all levels of noise.
+
+    The paper cuts the range by data-parallel rank and draws inside; one process cuts it by sample. The loss, which
+    depends on the level more than on anything else, becomes much steadier.
+    """
+    parts = (np.arange(count) + draw.random(count)) / count
+    return torch.from_numpy((draw.permutation(parts) * schedule.TRAIN_STEPS).astype(np.int64))
+
+
+def velocity_loss(
+    model: Model,
+    latents: torch.Tensor,
+    images: torch.Tensor,
+    numbers: torch.Tensor,
+    timesteps: torch.Tensor,
+    alphas: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Return the mean squared error of the velocity v = sqrt(a) noise - sqrt(1 - a) x0 (arXiv 2202.00512).
+
+    `alphas` [1000] ends in zero (arXiv 2305.08891): at t = 999 the input is noise alone and v is -x0, so the model
+    learns to begin from nothing but the text. Latents and images [B, 16, T, H, W] are scaled.
+    """
+    noise = torch.randn(latents.shape, generator=generator)
+    a = alphas[timesteps].view(-1, 1, 1, 1, 1)
+    noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
+    velocity = a.sqrt() * noise - (1 - a).sqrt() * latents
+    return F.mse_loss(model(model_input(noisy, images), timesteps, numbers), velocity)
+
+
+def duration(draw: np.random.Generator) -> int:
+    """Draw the frames of a step's clips: pictures, short and whole clips are trained in turn."""
+    return int(draw.choice(list(DURATIONS), p=list(DURATIONS.values())))
+
+
+def size_at(step: int, draw: np.random.Generator) -> Plan:
+    """Draw a step's picture size: the small sizes first, then the large ones; each aspect by its share of clips."""
+    plans = latent_cache.LOW if step < LOW_SHARE * STEPS else latent_cache.HIGH
+    shares = np.array([plan.clips for plan in plans], dtype=float)
+    return plans[int(draw.choice(len(plans), p=shares / shares.sum()))]
+
+
+def drop_text(numbers: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Replace one caption in ten by the empty one, which classifier-free guidance subtracts (arXiv 2207.12598)."""
+    dropped = torch.from_numpy(draw.random(len(numbers)) < TEXT_DROP)
+    empty = text.pad([[text.END]], numbers.shape[1])
+    return torch.where(dropped[:, None], empty, numbers)
+
+
+def image_latents(cached: Cached, picks: np.ndarray, frames: int, draw: np.random.Generator) -> torch.Tensor:
+    """Return the conditioning pictures' latents [B, 16, T, H, W], unscaled; zeros where nothing is known.
+
+    Pictures are dropped at random (PICTURES), so that one model paints from text alone, from the first frame, from the
+    last, or between both; and half of them are noisy. A clip shorter than the cached ones has no known last frame.
+    """
+    given = draw.choice(list(PICTURES), size=len(picks), p=list(PICTURES.values()))
+    first_pair = np.where(draw.random(len(picks)) < 0.5, CLEAN, NOISY)
+    pictures = cached.images[picks]  # [B, 4, 16, H, W]
+    latent_frames = (frames - 1) // 4 + 1
+    known = torch.zeros(len(picks), pictures.shape[2], latent_frames, *pictures.shape[3:])
+    for i, which in enumerate(given):
+        if which in ("first", "both") and frames > 1:
+            known[i, :, 0] = pictures[i, first_pair[i]]
+        if which in ("last", "both") and frames == FRAMES:
+            known[i, :, -1] = pictures[i, first_pair[i] + 1]
+    return known
+
+
+def clip_latents(cached: Cached, picks: np.ndarray, frames: int) -> torch.Tensor:
+    """Return the latents of clips of `frames` frames [B, 16, T, H, W], unscaled: the beginning of the cached ones."""
+    if frames == 1:
+        return cached.images[picks, CLEAN].float().unsqueeze(2)
+    return cached.video[picks, :, : (frames - 1) // 4 + 1].float()
+
+
+def learning_rate(step: int) -> float:
+    """Linear warm-up, then a cosine to nearly nothing."""
+    return LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / STEPS)) / 2)
+
+
+def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
+    """Move the averaged weights towards the trained ones, faster at the beginning."""
+    decay = min(AVERAGE, (step + 1) / (step + 10))
+    with torch.no_grad():
+        for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
+            slow.lerp_(fast, 1 - decay)
+
+
+def new_run(folder: Path) -> tuple[Run, Model, Model, torch.optim.Optimizer]:
+    """Return the run, the model, its average and the optimiser: as they were saved, or fresh with the trained T5."""
+    torch.manual_seed(0)
+    model = Model()
+    if not (folder / "transformer.pt").exists():
+        reader = torch.load(folder / "text.pt", map_location="cpu", weights_only=True)["parts"]["reader"]
+        start = "encoder."
+        weights = {key[len(start) :]: value for key, value in reader.items() if key.startswith(start)}
+        model.text_encoder.load_state_dict(weights)
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    groups = muon.groups(model.transformer, PLAIN) + muon.groups(model.text_encoder, PLAIN, TEXT_RATE)
+    optimiser = muon.Muon(groups, LEARNING_RATE)
+    return Run(folder, "transformer", model=model, averaged=averaged, optimiser=optimiser), model, averaged, optimiser
+
+
+def train(folder: Path, latent_scale: float, limit: int | None = None) -> Model:
+    """Train, or go on, until `limit` or all steps are done; return the averaged model."""
+    run, model, averaged, optimiser = new_run(folder)
+    alphas = schedule.alphas_cumprod(SNR_SHIFT).float()
+    cache: dict[str, Cached] = {}
+    recent = []
+    for step in run.steps(min(limit or STEPS, STEPS)):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step) * group["share"]
+        draw = np.random.default_rng((step, 2))
+        plan, frames = size_at(step, draw), duration(draw)
+        if plan.name not in cache:
+            cache[plan.name] = latent_cache.load(folder / "latents", plan)
+        cached = cache[plan.name]
+        picks = draw.integers(0, len(cached), BATCH)
+        whats = [world.scene(cached.seeds[pick]) for pick in picks]
+        _, numbers = text.captions(whats, step, longest=step >= (1 - FULL_TEXT_SHARE) * STEPS)
+        loss = velocity_loss(
+            model,
+            clip_latents(cached, picks, frames) * latent_scale,
+            image_latents(cached, picks, frames, draw) * latent_scale,
+            drop_text(numbers, draw),
+            explicit_uniform_timesteps(BATCH, draw),
+            alphas,
+            torch.Generator().manual_seed(step),
+        )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        average(averaged, model, step)
+        recent.append((loss.item(), norm.item()))
+        if (step + 1) % 50 == 0:
+            mean_loss, mean_norm = np.mean(recent, axis=0)
+            run.log(loss=mean_loss, norm=mean_norm, rate=optimiser.param_groups[0]["lr"])
+            recent.clear()
+        if (step + 1) % SAVE_SAMPLES == 0 or step + 1 == STEPS:
+            show(run, averaged, latent_scale, step)
+    return averaged
+
+
+def show(run: Run, averaged: Model, latent_scale: float, step: int) -> None:
+    """Paint and judge a few held-out prompts; keep their strips."""
+    from .evaluate import Painter, load_vae, text_to_video
+
+    painter = Painter(load_vae(run.folder), averaged, latent_scale)
+    size = (48, 64) if step < LOW_SHARE * STEPS else (64, 96)
+    score = text_to_video(painter, 24, "short", *size, steps=20)
+    run.facts["held out"] = {key: value for key, value in score.items() if isinstance(value, float)}
+    print(f"transformer: held out, short: {run.facts['held out']}", flush=True)
+    run.draw_curve()
+    run.draw_strips([strip(video) for video in score["videos"][:16]])

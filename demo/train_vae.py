@@ -1,0 +1,156 @@
+"""The first stage: the 3D causal VAE, by reconstruction (arXiv 2408.06072 section 2.1).
+
+Short clips of small crops first, then longer ones, then whole pictures: convolutions do not mind the size, only the
+statistics of the group norms have to settle at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..cogvideox.vae import DECODE_CHUNK, ENCODE_CHUNK, AutoencoderKLCogVideoX, Posterior, _by_chunk
+from . import muon, world
+from .mini import new_vae
+from .runs import Run, strip, to_frames
+
+LEARNING_RATE = 1e-3
+WARMUP = 30
+KL_WEIGHT = 1e-5  # per latent value: keeps latents near unit size, costs next to no detail
+ASPECTS = ((64, 96), (96, 64), (64, 64))
+HELD_OUT = 24  # test clips the PSNR is measured on
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`steps` steps on `batch` clips of `frames` frames, cut to `crop` pixels (0: whole pictures)."""
+
+    steps: int
+    batch: int
+    frames: tuple[int, ...]
+    crop: int
+
+
+STAGES = (
+    Stage(500, 16, (1,), 32),  # pictures
+    Stage(700, 8, (9, 9, 1), 32),  # short clips
+    Stage(200, 6, (9, 17), 32),  # longer clips
+    Stage(800, 3, (9, 17, 9, 1), 0),  # whole pictures, all aspects
+)
+STEPS = sum(stage.steps for stage in STAGES)
+
+
+def stage_at(step: int) -> Stage:
+    """Return the stage that step number `step` belongs to."""
+    for stage in STAGES:
+        if step < stage.steps:
+            return stage
+        step -= stage.steps
+    return STAGES[-1]
+
+
+def clips(step: int, stage: Stage) -> torch.Tensor:
+    """Paint the batch of one step: float [B, 3, F, H, W] in -1..1."""
+    draw = np.random.default_rng(step)
+    frames = stage.frames[step % len(stage.frames)]
+    height, width = ASPECTS[step % len(ASPECTS)]
+    batch = []
+    for i in range(stage.batch):
+        what = world.scene(step * 64 + i)
+        start = int(draw.integers(0, world.FRAMES - frames + 1))
+        video = world.render(what, start + frames, height, width)[start:]
+        if stage.crop:
+            # Around the object, where there is something to learn; elsewhere now and then.
+            x, y = world.centres(what, start + frames, height, width)[start + frames // 2]
+            if draw.random() < 0.2:
+                x, y = draw.uniform(0, width), draw.uniform(0, height)
+            x, y = (value + draw.normal(0, stage.crop / 4) - stage.crop / 2 for value in (x, y))
+            top, left = (int(np.clip(v, 0, size - stage.crop)) for v, size in ((y, height), (x, width)))
+            video = video[:, top : top + stage.crop, left : left + stage.crop]
+        batch.append(to_pixels(video))
+    return torch.stack(batch)
+
+
+def to_pixels(video: np.ndarray) -> torch.Tensor:
+    """Uint8 [F, H, W, 3] to float [3, F, H, W] in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(video)).permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def encode(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor) -> Posterior:
+    """Encode with gradients, in the chunks of time that use runs in too."""
+    return Posterior.from_moments(torch.cat(list(_by_chunk(vae.encoder, pixels, ENCODE_CHUNK)), dim=2))
+
+
+def decode(vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.Tensor:
+    """Decode with gradients, in the chunks of time that use runs in too."""
+    return torch.cat(list(_by_chunk(vae.decoder, latents, DECODE_CHUNK)), dim=2)
+
+
+def reconstruction_loss(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor, generator: torch.Generator):
+    """Return loss and mean squared error of pixels [B, 3, F, H, W] through the VAE.
+
+    Absolute plus squared error on pixels and a little of the KL divergence from a unit normal. There is no adversary:
+    the world is flat and has no texture to invent.
+    """
+    posterior = encode(vae, pixels)
+    out = decode(vae, posterior.sample(generator))
+    squared = F.mse_loss(out, pixels)
+    kl = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).mean()
+    return F.l1_loss(out, pixels) + 4 * squared + KL_WEIGHT * kl, squared
+
+
+def psnr(squared_error: float) -> float:
+    """Return the peak signal-to-noise ratio in dB of a mean squared error of pixels in -1..1."""
+    return 10 * math.log10(4 / max(squared_error, 1e-12))
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKLCogVideoX, count: int = HELD_OUT) -> tuple[float, float, list[np.ndarray]]:
+    """Return mean PSNR and the latents' deviation on held-out clips of all aspects, and strips of original and copy."""
+    values, squares, strips = [], [], []
+    for seed in range(count):
+        height, width = ASPECTS[seed % len(ASPECTS)]
+        pixels = to_pixels(world.render(world.scene(seed, "test"), world.FRAMES, height, width))[None]
+        latents = vae.encode(pixels).mode()
+        copy = vae.decode(latents).clamp(-1, 1)
+        values.append(psnr(F.mse_loss(copy, pixels).item()))
+        squares.append(latents.square().mean().item())
+        if len(strips) < 12:
+            strips += [strip(to_frames(pixels[0])), strip(to_frames(copy[0]))]
+    return float(np.mean(values)), float(np.sqrt(np.mean(squares))), strips
+
+
+def train(folder: Path, limit: int | None = None) -> AutoencoderKLCogVideoX:
+    """Train the VAE, or go on with it, until `limit` or all steps are done; PSNR and deviation are kept as facts."""
+    torch.manual_seed(0)
+    vae = new_vae()
+    optimiser = muon.Muon(muon.groups(vae, plain=("conv_out",)), LEARNING_RATE)
+    run = Run(folder, "vae", vae=vae, optimiser=optimiser)
+    recent: list[tuple[float, float]] = []
+    for step in run.steps(min(limit or STEPS, STEPS)):
+        stage = stage_at(step)
+        rate = LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * math.cos(math.pi / 2 * step / STEPS))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        loss, squared = reconstruction_loss(vae, clips(step, stage), torch.Generator().manual_seed(step))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        recent.append((loss.item(), squared.item()))
+        if (step + 1) % 20 == 0:
+            mean_loss, mean_squared = np.mean(recent, axis=0)
+            run.log(loss=mean_loss, psnr=psnr(mean_squared), rate=rate)
+            recent.clear()
+        if (step + 1) % 200 == 0 or step + 1 == STEPS:
+            value, deviation, strips = measure(vae)
+            run.facts.update(psnr=value, deviation=deviation)
+            print(f"vae: held-out PSNR {value:.2f} dB, latent deviation {deviation:.3f}", flush=True)
+            run.draw_curve()
+            run.draw_strips(strips)
+    return vae
