@@ -57,13 +57,15 @@ def pad(texts: list[list[int]], length: int = TEXT_TOKENS) -> torch.Tensor:
     return torch.tensor([[*numbers, *[PAD] * (length - len(numbers))] for numbers in texts])
 
 
-def captions(whats: list[world.Scene], step: int, longest: bool = False) -> tuple[str, torch.Tensor]:
+def captions(
+    whats: list[world.Scene], step: int, longest: bool = False, shares: tuple[float, ...] = STYLE_SHARES
+) -> tuple[str, torch.Tensor]:
     """Return the style of a step and its padded captions [B, L]: one style a step, some words replaced by UNKNOWN.
 
-    `longest` pads to 226 whatever the captions need.
+    `longest` pads to 226 whatever the captions need; `shares` say how often a step has which of world.STYLES.
     """
     draw = np.random.default_rng((step, 1))
-    style = str(draw.choice(world.STYLES, p=STYLE_SHARES))
+    style = str(draw.choice(world.STYLES, p=shares))
     texts = [tokens(world.caption(what, style, step * 64 + i)) for i, what in enumerate(whats)]
     longest_text = max(len(numbers) for numbers in texts)
     fitting = [length for length in LENGTHS if length >= longest_text]

@@ -51,7 +51,8 @@ def run_latents(args: argparse.Namespace) -> bool:
 
 
 def run_transformer(args: argparse.Namespace) -> bool:
-    train_transformer.train(args.folder, latent_scale(args.folder), args.limit)
+    torch.set_num_threads(1)  # the cores work on parts of the batch instead
+    train_transformer.train(args.folder, latent_scale(args.folder), args.limit, args.threads)
     return finished(args.folder / "transformer.pt", train_transformer.STEPS)
 
 

@@ -21,6 +21,7 @@ from ..cogvideox import schedule
 from . import latent_cache, muon, text, world
 from .latent_cache import Cached, Plan
 from .mini import FRAMES, SNR_SHIFT, model_input, new_text_encoder, new_transformer
+from .parallel import Workers
 from .runs import Run, strip
 
 LEARNING_RATE = 2.5e-3
@@ -38,6 +39,8 @@ TEXT_DROP = 0.1
 # Which pictures a clip is given: none (text-to-video), the first frame, the last, both.
 PICTURES = {"none": 0.5, "first": 0.25, "last": 0.08, "both": 0.17}
 DURATIONS = {FRAMES: 0.75, 9: 0.15, 1: 0.1}  # frames
+
+ALPHAS = schedule.alphas_cumprod(SNR_SHIFT).float()  # [1000]
 
 CLEAN, NOISY = 0, 2  # where in the cached pictures the pair (first, last) begins
 
@@ -68,19 +71,17 @@ def explicit_uniform_timesteps(count: int, draw: np.random.Generator) -> torch.T
 def velocity_loss(
     model: Model,
     latents: torch.Tensor,
+    noise: torch.Tensor,
     images: torch.Tensor,
     numbers: torch.Tensor,
     timesteps: torch.Tensor,
-    alphas: torch.Tensor,
-    generator: torch.Generator,
 ) -> torch.Tensor:
     """Return the mean squared error of the velocity v = sqrt(a) noise - sqrt(1 - a) x0 (arXiv 2202.00512).
 
-    `alphas` [1000] ends in zero (arXiv 2305.08891): at t = 999 the input is noise alone and v is -x0, so the model
-    learns to begin from nothing but the text. Latents and images [B, 16, T, H, W] are scaled.
+    The schedule ends in a = 0 (arXiv 2305.08891): at t = 999 the input is noise alone and v is -x0, so the model
+    learns to begin from nothing but the text. Latents, noise and images [B, 16, T, H, W]; all are scaled.
     """
-    noise = torch.randn(latents.shape, generator=generator)
-    a = alphas[timesteps].view(-1, 1, 1, 1, 1)
+    a = ALPHAS[timesteps].view(-1, 1, 1, 1, 1)
     noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
     velocity = a.sqrt() * noise - (1 - a).sqrt() * latents
     return F.mse_loss(model(model_input(noisy, images), timesteps, numbers), velocity)
@@ -159,10 +160,10 @@ def new_run(folder: Path) -> tuple[Run, Model, Model, torch.optim.Optimizer]:
     return Run(folder, "transformer", model=model, averaged=averaged, optimiser=optimiser), model, averaged, optimiser
 
 
-def train(folder: Path, latent_scale: float, limit: int | None = None) -> Model:
+def train(folder: Path, latent_scale: float, limit: int | None = None, processes: int = 1) -> Model:
     """Train, or go on, until `limit` or all steps are done; return the averaged model."""
     run, model, averaged, optimiser = new_run(folder)
-    alphas = schedule.alphas_cumprod(SNR_SHIFT).float()
+    workers = Workers(model, velocity_loss, processes)
     cache: dict[str, Cached] = {}
     recent = []
     for step in run.steps(min(limit or STEPS, STEPS)):
@@ -176,21 +177,18 @@ def train(folder: Path, latent_scale: float, limit: int | None = None) -> Model:
         picks = draw.integers(0, len(cached), BATCH)
         whats = [world.scene(cached.seeds[pick]) for pick in picks]
         _, numbers = text.captions(whats, step, longest=step >= (1 - FULL_TEXT_SHARE) * STEPS)
-        loss = velocity_loss(
-            model,
-            clip_latents(cached, picks, frames) * latent_scale,
+        latents = clip_latents(cached, picks, frames) * latent_scale
+        loss = workers.backward(
+            latents,
+            torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)),
             image_latents(cached, picks, frames, draw) * latent_scale,
             drop_text(numbers, draw),
             explicit_uniform_timesteps(BATCH, draw),
-            alphas,
-            torch.Generator().manual_seed(step),
         )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         average(averaged, model, step)
-        recent.append((loss.item(), norm.item()))
+        recent.append((loss, norm.item()))
         if (step + 1) % 50 == 0:
             mean_loss, mean_norm = np.mean(recent, axis=0)
             run.log(loss=mean_loss, norm=mean_norm, rate=optimiser.param_groups[0]["lr"])
