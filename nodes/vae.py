@@ -20,7 +20,7 @@ class CogVideoXVAEDecode(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Turns latents into frames, a few at a time, so that memory does not grow with the video's length. "
-                "Tiles lower the memory further for large frames and small cards."
+                "Slabs and tiles lower the memory further for large frames and small cards."
             ),
             search_aliases=["CogVideoDecode", "VAEDecode", "VAEDecodeTiled"],
             inputs=[
@@ -31,8 +31,9 @@ class CogVideoXVAEDecode(io.ComfyNode):
                     options=list(MEMORY_MODES),
                     default=MEMORY_MODES[0],
                     tooltip=(
-                        "whole frame: exact. tiles: pieces of 360x240 px blended at their edges, less memory for large "
-                        "frames, slightly different. auto: whole frames where they fit, else tiles."
+                        "whole frame: exact. slabs: the same frames in less memory, slower. tiles: pieces of "
+                        "360x240 px blended at their edges, least memory, slightly different. auto: the first of these "
+                        "that fits."
                     ),
                 ),
             ],

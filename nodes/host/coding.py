@@ -1,4 +1,4 @@
-"""What the VAE nodes do: whole frames or tiles, mode or sample."""
+"""What the VAE nodes do: whole frames, slabs or tiles, mode or sample."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import torch
 
 from ...cogvideox.latents import check_frames, check_size
 from .conditioning import check_image
-from .vae import VAE, check_latents, decode_memory, require_cogvideox_vae
+from .vae import VAE, check_latents, decode_memory, require_cogvideox_vae, slab_memory
 
-AUTO, WHOLE, TILES = MEMORY_MODES = ("auto", "whole frame", "tiles")
+AUTO, WHOLE, SLABS, TILES = MEMORY_MODES = ("auto", "whole frame", "slabs", "tiles")
 
 
 def decode(vae, latents: torch.Tensor, memory: str = AUTO) -> torch.Tensor:
-    """Decode [B, 16, T, H, W] to IMAGE [B * F, 8H, 8W, 3], in tiles where asked or where whole frames do not fit."""
+    """Decode [B, 16, T, H, W] to IMAGE [B * F, 8H, 8W, 3] by one of MEMORY_MODES."""
     vae = require_cogvideox_vae(vae)
     check_latents(latents)
-    if memory == AUTO:
-        memory = WHOLE if fits(vae, latents) else TILES
-    images = vae.decode(latents) if memory == WHOLE else vae.decode_tiled(latents)  # [B, F, 8H, 8W, 3]
+    run = {WHOLE: vae.decode, SLABS: vae.decode_in_slabs, TILES: vae.decode_tiled}
+    images = run[fitting(vae, latents) if memory == AUTO else memory](latents)  # [B, F, 8H, 8W, 3]
     return images.flatten(0, 1)
 
 
-def fits(vae: VAE, latents: torch.Tensor) -> bool:
-    """Say whether the device has room for whole frames; the host frees all it holds for them."""
-    needed = decode_memory(latents.shape, vae.vae_dtype) + vae.model_size()
-    return needed < comfy.model_management.get_total_memory(vae.device)
+def fitting(vae: VAE, latents: torch.Tensor) -> str:
+    """Return the fastest exact mode the device has room for, or tiles; the host frees all it holds for them."""
+    room = comfy.model_management.get_total_memory(vae.device) - vae.model_size()
+    for mode, memory in ((WHOLE, decode_memory), (SLABS, slab_memory)):
+        if memory(latents.shape, vae.vae_dtype) < room:
+            return mode
+    return TILES
 
 
 def encode(vae, images: torch.Tensor, seed: int | None = None) -> torch.Tensor:

@@ -13,17 +13,22 @@ import comfy.sd
 import comfy.utils
 import torch
 
+from ...cogvideox import slabs
 from ...cogvideox import vae as model
 from ...cogvideox.latents import latent_frames, pixel_frames
 from ...cogvideox.variants import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAEConfig
 
-# Working memory of the coders, in elements per pixel of the largest chunk of a video. Measured on a CPU as the growth
-# of the resident set, released shape, 240 x 160 px, the same in float32 and bfloat16: decode 1271 (3 latents) and 1495
-# (5), encode 826 (9 frames) and 997 (17). Tensors are 953, 1220, 669 and 840 of these, copies inside PyTorch the rest;
-# 13 latents and 49 frames take 145 and 76 more tensor elements. At 480 x 320 px, where convolutions go in windows, 3
-# latents take 1026. Not measured on a graphics card.
-DECODE_ELEMENTS = 1650
-ENCODE_ELEMENTS = 1100
+# Working memory of the coders, in elements per pixel of the largest chunk of a video. Counted as the tensors alive at
+# once, released shape, 240 x 160 px: decode 741 (3 latents), 954 (5) and 1112 (13), encode 413 (9 frames), 634 (17) and
+# 691 (49). A quarter is added for copies inside PyTorch, of which a CPU was once seen to make that much. Not measured
+# on a graphics card.
+DECODE_ELEMENTS = 1400
+ENCODE_ELEMENTS = 870
+# Of the first, what convolutions keep between chunks: in slabs it waits in main memory. Counted: 441.
+KEPT_ELEMENTS = 450
+# In slabs, counted in bfloat16 without what is kept: 1.5 GB at 720 x 480 px, 3.0 GB at 1360 x 768 px. Those are the
+# last level's result, 128 channels, and some slabs; or else three activations of a level that is not cut.
+SLAB_RESULT_ELEMENTS, SLABS_AT_ONCE, WHOLE_AT_ONCE = 150, 10, 3.5
 
 
 def host_progress(total: int):
@@ -35,6 +40,17 @@ def host_progress(total: int):
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     return step
+
+
+@contextmanager
+def lent_weights(layer, x: torch.Tensor):
+    """Lend weight and bias of a host's layer as its own forward would take them: patched, cast, on the device of x."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, x, offloadable=True)
+    try:
+        yield weight, bias
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
 
 class FirstStage(torch.nn.Module):
@@ -50,8 +66,11 @@ class FirstStage(torch.nn.Module):
     def decode_output_shape(self, shape) -> tuple[int, ...]:
         return self.vae.decode_shape(shape)
 
-    def decode(self, latents, output_buffer=None):
-        return self.vae.decode(latents, output_buffer, host_progress(pixel_frames(latents.shape[2])))
+    def decode(self, latents, output_buffer=None, slabs=False):
+        """Decode whole frames, or the same in `slabs`, where what waits between chunks waits in main memory."""
+        progress = host_progress(pixel_frames(latents.shape[2]))
+        cache_device = comfy.model_management.vae_offload_device() if slabs else None
+        return self.vae.decode(latents, output_buffer, progress, slabs=slabs, cache_device=cache_device)
 
     def decode_tiled(self, latents, tile_x=model.TILE_WIDTH, tile_y=model.TILE_HEIGHT, overlap=None, **temporal):
         """Decode in tiles of `tile_y` x `tile_x` latents; time needs none, so the host's `tile_t` is not used."""
@@ -152,7 +171,8 @@ class VAE(comfy.sd.VAE):
         self.vae_dtype = dtype or comfy.model_management.vae_dtype(self.device, self.working_dtypes)
         self.output_device = comfy.model_management.intermediate_device()
         operations = comfy.ops.disable_weight_init
-        stage = FirstStage(model.AutoencoderKLCogVideoX(config, dtype=self.vae_dtype, operations=operations))
+        vae = model.AutoencoderKLCogVideoX(config, dtype=self.vae_dtype, operations=operations, lend=lent_weights)
+        stage = FirstStage(vae)
         self.first_stage_model = stage.eval().requires_grad_(False)
         comfy.model_management.archive_model_dtypes(stage)
         offload_device = comfy.model_management.vae_offload_device()
@@ -164,6 +184,12 @@ class VAE(comfy.sd.VAE):
     def decode(self, samples_in, vae_options={}):  # noqa: B006
         check_latents(samples_in)
         return super().decode(samples_in, vae_options)
+
+    def decode_in_slabs(self, samples):
+        """Decode as `decode` does, in less memory and more time."""
+        vae = copy.copy(self)
+        vae.memory_used_decode = slab_memory
+        return vae.decode(samples, {"slabs": True})
 
     def decode_tiled(self, samples, **tiles):
         check_latents(samples)
@@ -182,11 +208,27 @@ class VAE(comfy.sd.VAE):
         return vae
 
 
+def _chunk_pixels(shape) -> int:
+    """Return the pixels of the largest chunk that latents [B, 16, T, H, W] decode in, the first one."""
+    frames = pixel_frames(model.time_chunks(shape[2], model.DECODE_CHUNK)[0].stop)
+    return shape[0] * frames * shape[3] * shape[4] * SPATIAL_COMPRESSION**2
+
+
 def decode_memory(shape, dtype: torch.dtype) -> int:
     """Return the bytes decoding latents [B, 16, T, H, W] works in; it does not grow with T."""
-    frames = pixel_frames(model.time_chunks(shape[2], model.DECODE_CHUNK)[0].stop)
-    pixels = shape[0] * frames * shape[3] * shape[4] * SPATIAL_COMPRESSION**2
-    return pixels * DECODE_ELEMENTS * comfy.model_management.dtype_size(dtype)
+    return _chunk_pixels(shape) * DECODE_ELEMENTS * comfy.model_management.dtype_size(dtype)
+
+
+def slab_memory(shape, dtype: torch.dtype) -> int:
+    """Return the bytes decoding in slabs works in on the VAE's device; it does not grow with T."""
+    pixels = _chunk_pixels(shape)
+    in_slabs = max(
+        pixels * SLAB_RESULT_ELEMENTS + SLABS_AT_ONCE * slabs.SLAB_ELEMENTS, WHOLE_AT_ONCE * slabs.WHOLE_ELEMENTS
+    )
+    elements = min(in_slabs, pixels * (DECODE_ELEMENTS - KEPT_ELEMENTS))
+    if comfy.model_management.vae_offload_device() == comfy.model_management.vae_device():
+        elements += pixels * KEPT_ELEMENTS
+    return int(elements) * comfy.model_management.dtype_size(dtype)
 
 
 def encode_memory(shape, dtype: torch.dtype) -> int:

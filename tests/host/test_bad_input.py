@@ -624,7 +624,7 @@ def test_another_vae_is_refused(made, got):
 def test_latents_of_another_model_are_not_decoded(shape):
     vae, samples = pipelines.ours("5b")[2], {"samples": torch.ones(shape)}
     message = f"decodes video latents with 16 channels and got {list(shape)}. Connect the LATENT of a sampler that ran"
-    for memory in ("auto", "whole frame", "tiles"):
+    for memory in ("auto", "whole frame", "slabs", "tiles"):
         with refused(message):
             CogVideoXVAEDecode.execute(samples, vae, memory)
     with refused(message):
@@ -689,7 +689,7 @@ def cancel_at(monkeypatch):
     assert not comfy.model_management.processing_interrupted()
 
 
-@pytest.mark.parametrize("memory", ["whole frame", "tiles"])
+@pytest.mark.parametrize("memory", ["whole frame", "slabs", "tiles"])
 def test_a_decode_cancelled_in_the_middle_leaves_the_vae_alone(cancel_at, monkeypatch, memory):
     vae = pipelines.ours("5b")[2]
     samples = {"samples": torch.randn(1, 16, 5, 4, 6, generator=torch.Generator().manual_seed(0))}

@@ -83,7 +83,7 @@ CHOICES = {
     ("CogVideoXSampler", "sampler_name"): {"ddim", "dpm"},
     ("CogVideoXSampler", "dynamic_cfg"): {"off", "cosine over steps", "reference"},
     ("CogVideoXDynamicCFG", "schedule"): {"cosine over steps", "reference"},
-    ("CogVideoXVAEDecode", "memory"): {"auto", "whole frame", "tiles"},
+    ("CogVideoXVAEDecode", "memory"): {"auto", "whole frame", "slabs", "tiles"},
     ("CogVideoXVAEEncode", "posterior"): {"mode", "sample"},
 }
 # DESIGN section 4: what an untouched node makes.
@@ -622,25 +622,27 @@ def test_whole_frames_are_those_of_stock_decode_and_tiles_those_of_the_tiled_one
     assert 0 < relative_error(tiles, whole) < 0.5
 
 
-@pytest.mark.parametrize(("memory", "chosen"), [(1 << 60, "whole frame"), (1 << 20, "tiles")])
-def test_auto_takes_tiles_only_where_whole_frames_do_not_fit(vae, monkeypatch, memory, chosen):
+@pytest.mark.parametrize(("memory", "chosen"), [(1 << 60, "whole frame"), (4 << 30, "slabs"), (1 << 20, "tiles")])
+def test_auto_takes_the_first_mode_that_fits(vae, monkeypatch, memory, chosen):
     used = []
     vae = copy.copy(vae)
-    vae.decode = lambda latents: used.append("whole frame") or latents.new_zeros(1, 1, 8, 8, 3)
-    vae.decode_tiled = lambda latents: used.append("tiles") or latents.new_zeros(1, 1, 8, 8, 3)
+    for mode, name in (("whole frame", "decode"), ("slabs", "decode_in_slabs"), ("tiles", "decode_tiled")):
+        setattr(vae, name, lambda latents, mode=mode: used.append(mode) or latents.new_zeros(1, 1, 8, 8, 3))
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_: memory)
-    CogVideoXVAEDecode.execute({"samples": latents(*TALL)}, vae, "auto")
+    monkeypatch.setattr(comfy.model_management, "vae_offload_device", lambda: "main memory")
+    vae.vae_dtype = torch.bfloat16
+    CogVideoXVAEDecode.execute({"samples": latents(1, 16, 3, 60, 90)}, vae, "auto")
     assert used == [chosen]
 
 
 @pytest.mark.parametrize(("count", "frames"), [(1, 1), (3, 9), (5, 17)])
-@pytest.mark.parametrize("memory", ["auto", "whole frame", "tiles"])
+@pytest.mark.parametrize("memory", ["auto", "whole frame", "slabs", "tiles"])
 def test_a_decoded_video_has_all_its_frames(vae, memory, count, frames):
     samples = {"samples": latents(1, 16, count, 4, 6)}
     assert CogVideoXVAEDecode.execute(samples, vae, memory).result[0].shape == (frames, 32, 48, 3)
 
 
-@pytest.mark.parametrize("memory", ["whole frame", "tiles"])
+@pytest.mark.parametrize("memory", ["whole frame", "slabs", "tiles"])
 def test_the_videos_of_a_batch_follow_each_other(vae, memory):
     both = latents(2, 16, 3, 4, 4)
     frames = CogVideoXVAEDecode.execute({"samples": both}, vae, memory).result[0]

@@ -13,12 +13,13 @@ import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_model_merging import VAESave
+from pack.cogvideox import slabs
 from pack.cogvideox.latents import latent_frames, pixel_frames
 from pack.cogvideox.vae import AutoencoderKLCogVideoX
 from pack.cogvideox.variants import VAEConfig
 from pack.demo import tiny_pipeline
 from pack.nodes.host import coding, loading
-from pack.nodes.host.vae import decode_memory, encode_memory, require_cogvideox_vae
+from pack.nodes.host.vae import decode_memory, encode_memory, require_cogvideox_vae, slab_memory
 from safetensors.torch import load_file, save_file
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -244,6 +245,42 @@ def test_auto_decodes_in_tiles_where_the_card_is_too_small(vae, monkeypatch, tot
     assert not torch.equal(coding.decode(vae, z, coding.WHOLE), coding.decode(vae, z, coding.TILES))
 
 
+def test_slabs_are_whole_frames_in_less_memory(vae, monkeypatch):
+    monkeypatch.setattr(slabs, "WHOLE_ELEMENTS", 0)
+    monkeypatch.setattr(slabs, "SLAB_ELEMENTS", 2**16)
+    stage, z = vae.first_stage_model, latents(3, height=24)
+    output = torch.empty(stage.decode_output_shape(z.shape))
+    known = (*stage.parameters(), z, output)
+    whole = peak_of(lambda: stage.decode(z, output), *known)
+    assert peak_of(lambda: stage.decode(z, output, slabs=True), *known) < 0.6 * whole
+    expected = coding.decode(vae, z, coding.WHOLE)
+    assert (coding.decode(vae, z, coding.SLABS) - expected).abs().max() <= TOLERANCE
+    assert vae.memory_used_decode is decode_memory  # decoding in slabs leaves the VAE as it was
+
+
+def test_slabs_fall_back_to_tiles(vae, monkeypatch):
+    z = latents(2, width=WIDE)
+    tiles = decode_tiled(vae, z, 256, 64)
+    assert fail_once(monkeypatch, vae.first_stage_model, "decode") == []
+    assert torch.equal(coding.decode(vae, z, coding.SLABS), tiles)
+
+
+def test_weights_the_host_changes_on_the_way_count(vae):
+    """A host patches weights as it casts them; kernels made of weights must see that too."""
+    decoder, z = vae.first_stage_model.decoder, latents(3)
+    resnet = decoder.up_blocks[1].resnets[0]
+    layers = [decoder.up_blocks[0].upsamplers[0].conv, resnet.conv1.conv, resnet.norm1.norm_layer, resnet.conv2.conv]
+    plain = decode(vae, z)
+    for layer in layers:
+        layer.weight_function = [lambda weight: weight * 1.5]
+    on_the_way = decode(vae, z)
+    for layer in layers:
+        layer.weight_function = []
+        layer.weight.data.mul_(1.5)
+    assert torch.equal(on_the_way, decode(vae, z))
+    assert relative_error(on_the_way, plain) > 10 * TOLERANCE
+
+
 def test_another_vae_is_refused(vae):
     assert require_cogvideox_vae(vae) is vae
     assert require_cogvideox_vae(vae.sampled(1))
@@ -317,6 +354,7 @@ def test_another_failure_is_not_hidden(vae, monkeypatch):
 CODERS = {
     "decode": (lambda vae: decode(vae, latents(7)), 3),
     "decode a batch": (lambda vae: decode(vae, latents(7, batch=2)), 3),
+    "decode in slabs": (lambda vae: vae.decode_in_slabs(latents(7)), 3),
     "tiled decode": (lambda vae: decode_tiled(vae, latents(7), 64), 4 * 3),
     "encode": (lambda vae: encode(vae, images(25)), 3),
     "tiled encode": (lambda vae: encode_tiled(vae, images(25), 64), 4 * 3),
@@ -413,6 +451,23 @@ def test_the_estimate_for_decoding_covers_what_it_takes(released, frames, size):
     output = torch.empty(released.decode_shape(z.shape), device="meta")
     peak = peak_of(lambda: released.decode(z, output), *released.parameters(), z, output)
     assert peak <= decode_memory(z.shape, z.dtype) <= 2.2 * peak
+
+
+def test_the_estimate_for_slabs_covers_what_it_takes(released):
+    z = torch.empty(1, 16, 5, 60, 90, dtype=torch.bfloat16, device="meta")
+    output = torch.empty(released.decode_shape(z.shape), device="meta")
+    peak = peak_of(lambda: released.decode(z, output, slabs=True), *released.parameters(), z, output)
+    assert peak <= slab_memory(z.shape, z.dtype) <= 1.5 * peak  # on a CPU, where main memory is all there is
+
+
+@pytest.mark.parametrize("kept_elsewhere", [False, True])
+def test_slabs_need_less_than_whole_frames(monkeypatch, kept_elsewhere):
+    if kept_elsewhere:
+        monkeypatch.setattr(comfy.model_management, "vae_offload_device", lambda: "main memory")
+    for size in SIZES:
+        shape = (1, 16, 5, *size)
+        assert slab_memory(shape, torch.bfloat16) <= decode_memory(shape, torch.bfloat16)
+    assert slab_memory((1, 16, 5, 60, 90), torch.bfloat16) < (2e9 if kept_elsewhere else 5e9)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,8 +1,11 @@
 """The VAE against diffusers, same weights, float32."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX as Reference
+from pack.cogvideox import chunk, convolution, slabs
 from pack.cogvideox import vae as vae_module
 from pack.cogvideox.latents import latent_frames, pixel_frames
 from pack.cogvideox.vae import AutoencoderKLCogVideoX, Posterior, time_chunks
@@ -155,7 +158,8 @@ def test_convolving_in_windows_changes_nothing(models, monkeypatch, limit):
     decoded, encoded = ours.decode(z), ours.encode(video).mean
     calls = []
     handle = ours.decoder.up_blocks[-1].resnets[0].conv1.conv.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(vae_module, "CONV_ELEMENTS", limit)
+    monkeypatch.setattr(convolution, "CONV_ELEMENTS", limit)
+    monkeypatch.setattr(convolution, "UPCAST_ELEMENTS", limit)
     in_windows = ours.decode(z)
     handle.remove()
     assert len(calls) > 2  # of the two chunks at least one was cut
@@ -164,6 +168,130 @@ def test_convolving_in_windows_changes_nothing(models, monkeypatch, limit):
         relative_error(in_windows, decoded),
         relative_error(ours.encode(video).mean, encoded),
     )
+
+
+def test_frames_in_pairs_change_nothing(models, monkeypatch):
+    ours, reference = models
+    z, video = latents(5), pixels(17)  # chunks of 9 and 8 frames
+    decoded, encoded = ours.decode(z), ours.encode(video).mean
+    monkeypatch.setattr(convolution, "WINOGRAD_POSITIONS", 0)
+    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 0)
+    in_pairs = ours.decode(z)
+    assert not torch.equal(in_pairs, decoded)
+    report(
+        "frames in pairs",
+        relative_error(in_pairs, reference.decode(z).sample),
+        relative_error(ours.encode(video).mean, encoded),
+    )
+
+
+def test_bf16_is_no_further_from_the_truth_than_diffusers(monkeypatch):
+    config = VAEConfig(layers_per_block=1)  # the released widths
+    torch.manual_seed(0)
+    reference = Reference(**config.__dict__).eval()
+    ours = AutoencoderKLCogVideoX(config, device="meta").eval()
+    ours.load_state_dict(reference.state_dict(), assign=True)
+    z, video = latents(3, 2, 2), pixels(9, 16, 16)
+    exact = [reference.decode(z).sample, reference.encode(video).latent_dist.mean]
+    reference.bfloat16(), ours.bfloat16()
+    z, video = z.bfloat16(), video.bfloat16()
+    theirs = [reference.decode(z).sample, reference.encode(video).latent_dist.mean]
+    for native in (True, False):
+        monkeypatch.setattr(convolution, "_bfloat16_is_native", lambda native=native: native)
+        for got, expected, truth in zip((ours.decode(z), ours.encode(video).mean), theirs, exact, strict=True):
+            assert got.dtype == torch.bfloat16
+            errors = [relative_error(result.float(), truth) for result in (got, expected)]
+            print(f"bf16, native {native}: ours {errors[0]:.2e}, diffusers {errors[1]:.2e}")  # noqa: T201
+            assert 0 < errors[0] <= errors[1]
+
+
+@pytest.fixture
+def everything_in_slabs(monkeypatch):
+    """Cut every level but the first, into slabs of one to a few rows."""
+    monkeypatch.setattr(slabs, "WHOLE_ELEMENTS", 0)
+    monkeypatch.setattr(slabs, "SLAB_ELEMENTS", 2_000)
+
+
+@pytest.mark.parametrize(("frames", "size", "batch"), [(1, (2, 3), 1), (2, (3, 2), 1), (5, (3, 4), 2)])
+def test_slabs_give_the_whole_frame(models, everything_in_slabs, monkeypatch, frames, size, batch):
+    ours, _ = models
+    z = latents(frames, *size, batch=batch)
+    calls, made = [], []
+    whole, append = ours.decode(z), slabs.Slabs.append
+    monkeypatch.setattr(slabs.Slabs, "append", lambda self, slab: made.append(slab.shape[3]) or append(self, slab))
+    in_slabs = ours.decode(z, None, lambda *call: calls.append(call), slabs=True)
+    assert len(made) > 12  # more than one of each of the resnets behind the first level
+    report(f"slabs {frames} latents {size} batch {batch}", relative_error(in_slabs, whole))
+    assert calls[-1] == (pixel_frames(frames), pixel_frames(frames))
+
+
+@pytest.mark.parametrize("limit", [2**13, 2**14, 2**15, 2**16])
+def test_slabs_may_begin_at_any_level(models, monkeypatch, limit):
+    ours, _ = models
+    z = latents(4, 3, 2)
+    monkeypatch.setattr(slabs, "WHOLE_ELEMENTS", limit)
+    monkeypatch.setattr(slabs, "SLAB_ELEMENTS", 20_000)
+    report(f"slabs above {limit} elements", relative_error(ours.decode(z, slabs=True), ours.decode(z)))
+
+
+def test_slabs_in_bf16_are_as_near_as_whole_frames(everything_in_slabs):
+    config = VAEConfig(block_out_channels=(16, 16, 32, 32), layers_per_block=1, norm_num_groups=8)
+    torch.manual_seed(0)
+    ours = AutoencoderKLCogVideoX(config).eval()
+    z = latents(3, 2, 2)
+    exact = ours.decode(z)
+    ours.bfloat16()
+    whole, in_slabs = ours.decode(z.bfloat16()).float(), ours.decode(z.bfloat16(), slabs=True).float()
+    assert relative_error(in_slabs, exact) <= 1.1 * relative_error(whole, exact)  # the same roundings at other places
+
+
+def test_frames_kept_wait_on_the_device_named():
+    state, conv = chunk.ChunkState(cache_device=torch.device("meta")), torch.nn.Identity()
+    state.keep(conv, random(1, 4, 2, 5, 3))
+    assert state.take(conv).device.type == "meta"
+    state.keep_rows(conv, random(1, 4, 2, 2, 3), 1, 5)
+    kept = state.take(conv)
+    assert kept.device.type == "meta" and kept.shape == (1, 4, 2, 5, 3)
+    assert state.take(conv) is None
+
+
+def test_statistics_survive_a_mean_far_from_zero():
+    x = random(1, 8, 3, 40, 50) + 300
+    mean, variance = chunk.Moments().add(x).of_groups(4)
+    grouped = x.double().unflatten(1, (4, -1)).flatten(2)
+    assert (mean[..., 0] - grouped.mean(2)).abs().max() < 1e-4
+    assert (variance[..., 0] / grouped.var(2, correction=0) - 1).abs().max() < 1e-5
+
+
+def test_weights_are_lent_by_the_host_alone(models):
+    ours, _ = models
+    z, lent = latents(5), []
+
+    @contextmanager
+    def lend(layer, x):
+        lent.append(layer)
+        yield layer.weight, layer.bias
+        lent.remove(layer)
+
+    host = AutoencoderKLCogVideoX(TINY, lend=lend).eval()
+    host.load_state_dict(ours.state_dict())
+    assert torch.equal(host.decode(z), ours.decode(z))
+    assert lent == []  # what was lent has been given back
+
+
+def test_a_weight_changed_between_decodes_counts(models):
+    ours, reference = models
+    copy = AutoencoderKLCogVideoX(TINY).eval()
+    copy.load_state_dict(ours.state_dict())
+    z = latents(2)
+    copy.decode(z)
+    for parameter in copy.decoder.up_blocks[0].upsamplers.parameters():
+        parameter.zero_()
+    for parameter in copy.decoder.up_blocks[1].resnets[0].conv1.parameters():
+        parameter.zero_()
+    changed = AutoencoderKLCogVideoX(TINY).eval()
+    changed.load_state_dict(copy.state_dict())
+    assert torch.equal(copy.decode(z), changed.decode(z))
 
 
 def test_decode_fills_a_given_output_and_reports_frames(models):
