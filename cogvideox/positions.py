@@ -29,13 +29,13 @@ def crop_region(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int
     return (top, top + fit_height), (left, left + fit_width)
 
 
-def rope_positions(grid: Grid, base: tuple[int, int] | None) -> list[torch.Tensor]:
+def rope_positions(grid: Grid, base: tuple[int, int] | None, device=None) -> list[torch.Tensor]:
     """Return float32 positions along t, h and w.
 
     With `base` (1.0) h and w are spread over the crop region, start + (stop - start) * i / n, as in the original
     code; diffusers' torch port departs from that wherever the crop does not start at 0. Without (1.5) they count.
     """
-    positions = [torch.arange(n, dtype=torch.float32) for n in grid]
+    positions = [torch.arange(n, dtype=torch.float32, device=device) for n in grid]
     if base is not None:
         for axis, (start, stop) in enumerate(crop_region(grid[1:], base), start=1):
             positions[axis] = start + (stop - start) * positions[axis] / grid[axis]
@@ -52,7 +52,7 @@ def shift_positions(positions: list[torch.Tensor], options: dict[str, float] | N
     ]
 
 
-def rope_table(positions: list[torch.Tensor], head_dim: int, text_tokens: int, device) -> torch.Tensor:
+def rope_table(positions: list[torch.Tensor], head_dim: int, text_tokens: int) -> torch.Tensor:
     """Return float32 cos and sin for every token of the joint sequence: [2, L + T*H*W, head_dim].
 
     A quarter of the head encodes t, three eighths each h and w; neighbours rotate in pairs. Text rows are cos 1, sin 0:
@@ -62,11 +62,11 @@ def rope_table(positions: list[torch.Tensor], head_dim: int, text_tokens: int, d
     grid = [len(p) for p in positions]
     angles = []
     for axis, (position, dim) in enumerate(zip(positions, dims, strict=True)):
-        frequencies = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+        frequencies = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim)
         angle = torch.outer(position, frequencies).repeat_interleave(2, dim=1)  # [n, dim]
         shape = [1, 1, 1, dim]
         shape[axis] = len(position)
-        angles.append(angle.to(device).view(shape).expand(*grid, dim))
+        angles.append(angle.view(shape).expand(*grid, dim))
     angle = torch.cat(angles, dim=-1).flatten(0, 2)  # [T*H*W, head_dim]
     angle = F.pad(angle, (0, 0, text_tokens, 0))
     return torch.stack((angle.cos(), angle.sin()))
@@ -76,8 +76,12 @@ def apply_rope(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Rotate neighbouring pairs of x [B, heads, S, head_dim] by `table` [2, S, head_dim], computed in float32."""
     cos, sin = table
     pairs = x.float().unflatten(-1, (-1, 2))
-    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
-    return torch.addcmul(x.float() * cos, turned, sin).to(x.dtype)
+    out = pairs.flatten(-2) * cos
+    turned, sin = out.unflatten(-1, (-1, 2)), sin[:, ::2]
+    # In place, half of the head each: a rotated copy of x would be two more passes over memory.
+    turned[..., 0].addcmul_(pairs[..., 1], sin, value=-1)
+    turned[..., 1].addcmul_(pairs[..., 0], sin)
+    return out.to(x.dtype)
 
 
 def _sincos(position: torch.Tensor, dim: int) -> torch.Tensor:

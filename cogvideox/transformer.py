@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 
 from .latents import leading_frames, repeat_first_frame
-from .positions import apply_rope, fit_learned_table, rope_positions, rope_table, shift_positions, sincos_table
+from .positions import Grid, apply_rope, fit_learned_table, rope_positions, rope_table, shift_positions, sincos_table
 from .variants import TransformerConfig
 
 QK_NORM_EPS = 1e-6  # diffusers attn1.norm_q / norm_k of every released model
@@ -24,6 +24,7 @@ MAX_PERIOD = 10000.0
 FF_MULT = 4
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
+Tables = tuple[torch.Tensor | None, torch.Tensor | None]  # rotary [2, L + S, head_dim], fixed [S, D]
 
 
 def scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
@@ -144,7 +145,10 @@ class CogVideoXAttention(nn.Module):
         q, k = self.norm_q(q), self.norm_k(k)  # [B, heads, S, head_dim]
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        return self.to_out[0](self.attention(q, k, v, options))  # [B, S, D]
+        x = self.to_out[0](self.attention(q, k, v, options))  # [B, S, D]
+        for patch in options.get("patches", {}).get("attn1_output_patch", ()):
+            x = patch(x, options)
+        return x
 
 
 class GELU(nn.Module):
@@ -235,6 +239,7 @@ class CogVideoXTransformer3DModel(nn.Module):
         )
         self.norm_out = AdaLayerNorm(config, **factory)
         del factory["operations"]
+        self.held_tables: tuple[tuple, Tables] | None = None
         self.norm_final = operations.LayerNorm(dim, eps=config.norm_eps, **factory)
         patch = config.patch_size**2 * (config.patch_size_t or 1)
         self.proj_out = operations.Linear(dim, patch * config.out_channels, **factory)
@@ -251,43 +256,72 @@ class CogVideoXTransformer3DModel(nn.Module):
 
         `ofs` [B] is the constant of CogVideoX1.5-5B-I2V. An odd T under temporal patches gets its first frame twice,
         trimmed again from the result [B, out_channels, T, H, W]. `transformer_options` carries a host's patches:
-        `patches_replace["dit"][("double_block", i)]` and `rope_options`.
+        `patches_replace["dit"][("double_block", i)]`, `patches["attn1_output_patch"]`, `rope_options` and
+        `blocks_override(run, x, emb, options)`, which stands in for the blocks and may call `run(x, start, stop)`.
         """
         config, length = self.config, context.shape[1]
+        grid = self.token_grid(x.shape[2:])
         leading = leading_frames(x.shape[2], config.patch_size_t)
         x = repeat_first_frame(x, leading)  # [B, C, T, H, W]
-        grid = self.token_grid(x)
 
         emb = self.time_embedding(timestep_embedding(timestep, config.inner_dim).to(x.dtype))  # [B, 512]
         if config.ofs_embed_dim:
             emb = emb + self.ofs_embedding(timestep_embedding(ofs, config.ofs_embed_dim).to(x.dtype))
 
         options = dict(transformer_options or {})
-        rope = self.rope(grid, length, x.device, options.get("rope_options"))  # [2, L + S, head_dim]
-        x = self.add_positions(self.patch_embed(x, context), grid, length)  # [B, L + S, D]
-        for index, block in enumerate(self.transformer_blocks):
-            options.update(block_index=index, block_type="double", total_blocks=len(self.transformer_blocks))
-            x = self.run_block(index, block, x, emb, length, rope, options)
+        options.update(text_tokens=length, token_grid=grid)
+        rope, fixed = self.tables(grid, length, x.device, x.dtype, options.get("rope_options"))
+        x = self.add_positions(self.patch_embed(x, context), fixed, grid, length)  # [B, L + S, D]
+
+        def run(x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+            for index, block in list(enumerate(self.transformer_blocks))[start:stop]:
+                options.update(block_index=index, block_type="double", total_blocks=len(self.transformer_blocks))
+                x = self.run_block(index, block, x, emb, length, rope, options)
+            return x
+
+        override = options.get("blocks_override")
+        x = run(x) if override is None else override(run, x, emb, options)
 
         x = self.norm_out(self.norm_final(x[:, length:]), emb)  # [B, S, D]
         return self.unpatchify(self.proj_out(x), grid)[:, :, leading:]  # [B, C, T, H, W]
 
-    def token_grid(self, x: torch.Tensor) -> tuple[int, int, int]:
-        """Return the token counts along t, h and w for latents x [B, C, T, H, W]."""
-        p = self.config.patch_size
-        if x.shape[3] % p or x.shape[4] % p:
-            raise ValueError(f"latent height {x.shape[3]} and width {x.shape[4]} must divide by the patch size {p}")
-        return x.shape[2] // (self.config.patch_size_t or 1), x.shape[3] // p, x.shape[4] // p
+    def token_grid(self, size: torch.Size) -> Grid:
+        """Return the token counts along t, h and w for latents of (T, H, W)."""
+        (t, h, w), p = size, self.config.patch_size
+        if h % p or w % p:
+            raise ValueError(f"latent height {h} and width {w} must divide by the patch size {p}")
+        return (t + leading_frames(t, self.config.patch_size_t)) // (self.config.patch_size_t or 1), h // p, w // p
 
-    def rope(self, grid, length: int, device, options: dict[str, float] | None) -> torch.Tensor | None:
-        """Return the rotary table of the joint sequence, or None where the model has none (2B)."""
-        if not self.config.use_rotary_positional_embeddings:
-            return None
-        base = self.config.sample_grid[1:] if self.config.patch_size_t is None else None
-        positions = shift_positions(rope_positions(grid, base), options)
-        return rope_table(positions, self.config.attention_head_dim, length, device)
+    def tables(
+        self, grid: Grid, length: int, device: torch.device, dtype: torch.dtype, rope_options: dict[str, float] | None
+    ) -> Tables:
+        """Return what positions need of a shape: rotary table and fixed table, made anew only when the shape changes.
 
-    def add_positions(self, x: torch.Tensor, grid: tuple[int, int, int], length: int) -> torch.Tensor:
+        Called before a compiled forward they are made outside it, which keeps their float64 out of the graph.
+        """
+        shifts = tuple(sorted(rope_options.items())) if rope_options else ()
+        key = (*grid, length, device, dtype, *shifts)
+        if self.held_tables is not None and self.held_tables[0] == key:
+            return self.held_tables[1]
+        if torch.compiler.is_compiling():
+            return self.make_tables(grid, length, device, dtype, rope_options)
+        with torch.inference_mode(False):  # training may be next to use them
+            self.held_tables = key, self.make_tables(grid, length, device, dtype, rope_options)
+        return self.held_tables[1]
+
+    def make_tables(self, grid: Grid, length: int, device, dtype, rope_options: dict[str, float] | None) -> Tables:
+        """Return the rotary table [2, L + S, head_dim] (None for 2B) and the fixed one [S, D] (2B only)."""
+        config = self.config
+        if config.use_rotary_positional_embeddings:
+            base = config.sample_grid[1:] if config.patch_size_t is None else None
+            positions = shift_positions(rope_positions(grid, base, device), rope_options)
+            return rope_table(positions, config.attention_head_dim, length), None
+        if config.use_learned_positional_embeddings:
+            return None, None
+        scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
+        return None, sincos_table(grid, config.inner_dim, *scales, dtype=dtype, device=device)
+
+    def add_positions(self, x: torch.Tensor, fixed: torch.Tensor | None, grid: Grid, length: int) -> torch.Tensor:
         """Add learned (5B-I2V) or fixed (2B) positions to the sequence x [B, L + S, D]."""
         config = self.config
         if config.use_learned_positional_embeddings:
@@ -296,13 +330,11 @@ class CogVideoXTransformer3DModel(nn.Module):
                     f"This model holds positions for {config.max_text_seq_length} text tokens and got {length}. "
                     "Encode the prompt with CogVideoX Text Encode."
                 )
-            table = self.patch_embed.pos_embedding[0].to(x)  # [L + S, D]
+            table = self.patch_embed.pos_embedding[0].to(x)  # [L + S, D]; a weight, which a host may patch at any step
             video = fit_learned_table(table[config.max_text_seq_length :], config.sample_grid, grid)
             return x + torch.cat((table[:length], video))
-        if not config.use_rotary_positional_embeddings:
-            scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
-            table = sincos_table(grid, config.inner_dim, *scales, dtype=x.dtype, device=x.device)
-            return torch.cat((x[:, :length], x[:, length:] + table), dim=1)
+        if fixed is not None:
+            return torch.cat((x[:, :length], x[:, length:] + fixed), dim=1)
         return x
 
     def run_block(
@@ -323,7 +355,7 @@ class CogVideoXTransformer3DModel(nn.Module):
         out = replace(args, {"original_block": original_block})
         return torch.cat((out.get("txt", args["txt"]), out["img"]), dim=1)
 
-    def unpatchify(self, x: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    def unpatchify(self, x: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Put tokens [B, S, patch] back into latents [B, C, T, H, W]."""
         t, h, w = grid
         p, q = self.config.patch_size, self.config.patch_size_t or 1

@@ -17,6 +17,7 @@ EXPECTED = {
     "t2v_15",
     "i2v_15",
     "t2v_advanced",
+    "t2v_fast",
     "t2v_upscale_interpolate",
 }
 

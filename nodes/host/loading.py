@@ -28,7 +28,7 @@ from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.vae import AutoencoderKLCogVideoX
 from ...cogvideox.variants import TransformerConfig, VAEConfig, Variant
 from .files import ModelFileError, StateDict, read_config, read_folder, read_json, read_state_dict
-from .model import ModelConfig, sample_with_leading_latent
+from .model import ModelConfig, forget_tables, sample_with_leading_latent
 from .text_encoder import load_text_encoder
 from .vae import VAE
 
@@ -49,6 +49,7 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 EIGHT_BIT = re.compile(r"transformer_blocks\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))\.weight")
 
 PADDING_KEY = "cogvideox_leading_latent"
+TABLES_KEY = "cogvideox_position_tables"
 
 
 def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", disable_dynamic: bool = False):
@@ -162,9 +163,9 @@ def make_patcher(config: ModelConfig, state_dict: StateDict, disable_dynamic: bo
     model.load_model_weights(state_dict, "", assign=True)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    patcher.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, PADDING_KEY, sample_with_leading_latent
-    )
+    outer_sample = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    patcher.add_wrapper_with_key(outer_sample, PADDING_KEY, sample_with_leading_latent)
+    patcher.add_wrapper_with_key(outer_sample, TABLES_KEY, forget_tables)
     return patcher
 
 

@@ -15,6 +15,7 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
+from comfy.cli_args import args
 
 from ...cogvideox.latents import check_latent_size, leading_frames, pixel_frames, repeat_first_frame
 from ...cogvideox.schedule import sigmas
@@ -37,8 +38,9 @@ PROMPT_NEEDED = "Connect CogVideoX Text Encode; the negative prompt may be empty
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
     """Attend with the host's kernel, overrides included: three [B, heads, S, head_dim] -> [B, S, heads * head_dim]."""
     kernel = host_attention.optimized_attention
-    if kernel is host_attention.attention_sub_quad and comfy.model_management.is_device_cpu(q.device):
-        # The host's choice for a CPU when nobody chose; PyTorch's own is exact and a fifth faster there.
+    unchosen = kernel is host_attention.attention_sub_quad and not args.use_quad_cross_attention
+    if unchosen and comfy.model_management.is_device_cpu(q.device):
+        # The host's choice for a CPU when nobody chose; PyTorch's own takes half to a third of its time there.
         kernel = host_attention.attention_pytorch
     return kernel(q, k, v, heads=q.shape[1], skip_reshape=True, transformer_options=options)
 
@@ -119,10 +121,18 @@ class CogVideoX(comfy.model_base.BaseModel):
         context = kwargs.get("cross_attn")
         self.check_text(context)
         # Never repeated to a common length as CONDCrossAttn would: text and video attend to each other.
-        out["c_crossattn"] = comfy.conds.CONDRegular(context)
+        # On the device from the start: the host would copy it there, and wait, in every step.
+        out["c_crossattn"] = comfy.conds.CONDRegular(context.to(kwargs["device"]))
         if self.variant.transformer.ofs_embed_dim:
-            out["ofs"] = comfy.conds.CONDRegular(torch.tensor([OFS]))
+            out["ofs"] = comfy.conds.CONDRegular(torch.tensor([OFS], device=kwargs["device"]))
         return out
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+        """Predict as the host asks, with the position tables made before the forward, which may be compiled."""
+        network, rope_options = self.diffusion_model, transformer_options.get("rope_options")
+        dtype = self.get_dtype_inference()
+        network.tables(network.token_grid(x.shape[2:]), c_crossattn.shape[1], x.device, dtype, rope_options)
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def check_text(self, context: torch.Tensor | None) -> None:
         """Raise unless there are text embeddings [B, L, width], numbers all, as wide as this model reads them."""
@@ -273,6 +283,14 @@ def sample_with_leading_latent(
     trimmed = trimmed if callback is not None else None
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, trimmed, disable_pbar, seed, **kwargs)
     return out[:, :, leading:]
+
+
+def forget_tables(executor, *args, **kwargs):
+    """Let go of the position tables when a run ends; an OUTER_SAMPLE wrapper of the host."""
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        executor.class_obj.model_patcher.model.diffusion_model.held_tables = None
 
 
 def leading_noise(noise: torch.Tensor, count: int, seed: int | None) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """Stock nodes around our MODEL, VAE and CONDITIONING, and nothing left behind by a run."""
 
 import copy
+import functools
 import json
 import shutil
 
+import comfy.ldm.modules.attention as host_attention
 import comfy.sample
 import comfy.samplers
 import latent_preview
@@ -164,6 +166,50 @@ def test_an_attention_override_is_used():
     model.model_options["transformer_options"]["optimized_attention_override"] = override
     assert torch.equal(run(model, "5b", steps=1), run(pipelines.ours("5b")[0], "5b", steps=1))
     assert seen == [0, 1]
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_the_attention_of_a_cpu_is_pytorchs_unless_the_artist_chose(chosen, monkeypatch):
+    used = []
+    for name in ("attention_sub_quad", "attention_pytorch"):
+        kernel = getattr(host_attention, name)
+        spy = functools.wraps(kernel)(
+            lambda *call, name=name, kernel=kernel, **kw: used.append(name) or kernel(*call, **kw)
+        )
+        monkeypatch.setattr(host_attention, name, spy)
+        if host_attention.optimized_attention is kernel:
+            monkeypatch.setattr(host_attention, "optimized_attention", spy)
+    monkeypatch.setattr(args, "use_quad_cross_attention", chosen)
+    run(pipelines.ours("5b")[0], "5b", steps=1)
+    assert set(used) == {"attention_sub_quad" if chosen else "attention_pytorch"}
+
+
+def test_position_tables_live_as_long_as_a_run():
+    model = pipelines.ours("2b")[0]
+    held = []
+    hook = model.model.diffusion_model.proj_out.register_forward_hook(
+        lambda *_: held.append(model.model.diffusion_model.held_tables)
+    )
+    try:
+        run(model, "2b")
+    finally:
+        hook.remove()
+    assert len(held) == STEPS and all(tables is held[0] for tables in held[1:])
+    assert model.model.diffusion_model.held_tables is None
+
+
+@pytest.mark.parametrize("variant", pipelines.VARIANTS)
+def test_the_compile_node_finds_one_graph(variant):
+    model = pipelines.ours(variant)[0]
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    try:
+        compiled = TorchCompileModel.execute(model, "eager").result[0]
+        assert relative_error(run(compiled, variant, steps=2), run(model, variant, steps=2)) <= 1e-5
+        counters = torch._dynamo.utils.counters
+        assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    finally:
+        torch.compiler.reset()
 
 
 def test_torch_compile_gives_the_same_video():

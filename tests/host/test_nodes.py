@@ -64,6 +64,12 @@ PROMISE = {
     "CogVideoXScheduler": ("model:MODEL steps:INT denoise:FLOAT", "SIGMAS"),
     "CogVideoXSamplerSelect": ("sampler_name:COMBO", "SAMPLER"),
     "CogVideoXDynamicCFG": ("model:MODEL schedule:COMBO", "MODEL"),
+    "CogVideoXStepCache": (
+        "model:MODEL mode:COMBO threshold:FLOAT start_percent:FLOAT end_percent:FLOAT cache_device:COMBO",
+        "MODEL",
+    ),
+    "CogVideoXGuidanceWindow": ("model:MODEL start_percent:FLOAT end_percent:FLOAT", "MODEL"),
+    "CogVideoXEnhanceVideo": ("model:MODEL weight:FLOAT start_percent:FLOAT end_percent:FLOAT", "MODEL"),
     "CogVideoXSampler": (
         "model:MODEL positive:CONDITIONING negative:CONDITIONING latent_image:LATENT seed:INT steps:INT cfg:FLOAT "
         "sampler_name:COMBO dynamic_cfg:COMBO denoise:FLOAT",
@@ -83,6 +89,8 @@ CHOICES = {
     ("CogVideoXSampler", "sampler_name"): {"ddim", "dpm"},
     ("CogVideoXSampler", "dynamic_cfg"): {"off", "cosine over steps", "reference"},
     ("CogVideoXDynamicCFG", "schedule"): {"cosine over steps", "reference"},
+    ("CogVideoXStepCache", "mode"): {"teacache", "first block cache"},
+    ("CogVideoXStepCache", "cache_device"): {"main device", "offload device"},
     ("CogVideoXVAEDecode", "memory"): {"auto", "whole frame", "slabs", "tiles"},
     ("CogVideoXVAEEncode", "posterior"): {"mode", "sample"},
 }
@@ -93,6 +101,9 @@ DEFAULTS = {
     "CogVideoXSampler": {"steps": 50, "cfg": 6.0, "denoise": 1.0, "dynamic_cfg": "off"},
     "CogVideoXScheduler": {"steps": 50, "denoise": 1.0},
     "CogVideoXTextEncode": {"long_prompt": "truncate", "prompt_weights": False},
+    "CogVideoXStepCache": {"mode": "teacache", "threshold": 0.1, "start_percent": 0.0, "end_percent": 1.0},
+    "CogVideoXGuidanceWindow": {"start_percent": 0.0, "end_percent": 0.7},
+    "CogVideoXEnhanceVideo": {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0},
     "CogVideoXVAEDecode": {"memory": "auto"},
     "CogVideoXVAEEncode": {"posterior": "mode"},
     "CogVideoXLoadModel": {"weight_dtype": "auto", "variant": "auto"},

@@ -232,3 +232,75 @@ def test_released_shapes_equal_diffusers(variant):
     if not variant.transformer.use_learned_positional_embeddings:
         theirs.pop("patch_embed.pos_embedding", None)  # a fixed table, not a weight
     assert mine == theirs
+
+
+@pytest.mark.parametrize("name", TINY_VARIANTS)
+def test_position_tables_are_made_once_per_shape(name, monkeypatch):
+    config = TINY_VARIANTS[name]
+    model = ours(config, reference(config).state_dict())
+    made, make_tables = [], model.make_tables
+    monkeypatch.setattr(model, "make_tables", lambda *args: made.append(args[0]) or make_tables(*args))
+    wide, tall = inputs(config, (3, 8, 12), tokens=226), inputs(config, (3, 12, 8), tokens=226)
+    with torch.inference_mode():
+        first = model(*wide)
+        assert torch.equal(model(*wide), first)
+        assert len(made) == 1
+        model(*tall)
+        assert len(made) == 2
+        model(*wide, transformer_options={"rope_options": {"scale_t": 0.5}})
+        assert torch.equal(model(*wide), first)
+        assert len(made) == 4
+    model(*wide).sum().backward()  # tables made while sampling serve training
+
+
+@pytest.mark.parametrize("name", TINY_VARIANTS)
+def test_compiling_finds_one_graph(name):
+    config = TINY_VARIANTS[name]
+    model = ours(config, reference(config).state_dict())
+    args = inputs(config, (3, 8, 12), tokens=226)  # odd: padded where patches are temporal
+    torch.compiler.reset()
+    try:
+        with torch.inference_mode():
+            explained = torch._dynamo.explain(model)(*args)
+    finally:
+        torch.compiler.reset()
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+
+
+def test_an_override_of_the_blocks_may_run_parts_of_them():
+    config = TINY_VARIANTS["CogVideoX-5B"]
+    model = ours(config, reference(config).state_dict())
+    args = inputs(config, (3, 8, 12))
+    seen = []
+
+    def in_two(run, x, emb, options):
+        seen.append((tuple(emb.shape), options["text_tokens"], options["token_grid"]))
+        return run(run(x, 0, 1), 1)
+
+    with torch.no_grad():
+        plain = model(*args)
+        assert torch.equal(model(*args, transformer_options={"blocks_override": in_two}), plain)
+        skipped = model(*args, transformer_options={"blocks_override": lambda run, x, emb, options: x})
+    assert seen == [((1, config.time_embed_dim), 12, (3, 4, 6))]
+    assert relative_error(skipped, plain) > 0.01
+
+
+def test_a_patch_sees_the_output_of_every_attention():
+    config = TINY_VARIANTS["CogVideoX-5B"]
+    model = ours(config, reference(config).state_dict())
+    args = inputs(config, (3, 8, 12))
+    outputs, seen = [], []
+    for block in model.transformer_blocks:
+        block.attn1.to_out[0].register_forward_hook(lambda module, args, out: outputs.append(out.clone()))
+
+    def patch(x, options):
+        seen.append((options["block_index"], x.clone()))
+        return x * 0
+
+    with torch.no_grad():
+        plain = model(*args)
+        outputs.clear()
+        patched = model(*args, transformer_options={"patches": {"attn1_output_patch": [patch]}})
+    assert [index for index, _ in seen] == [0, 1]
+    assert all(torch.equal(x, out) for (_, x), out in zip(seen, outputs, strict=True))
+    assert relative_error(patched, plain) > 0.01
