@@ -101,34 +101,26 @@ def text_to_video(
     return {**{trait: float(np.mean(hits)) for trait, hits in right.items()}, "videos": videos}
 
 
-def image_to_video(painter: Painter, count: int, ends: bool = False, **options) -> dict:
-    """Paint from a true first frame, and the last if `ends`; return PSNR at the given frames and right directions."""
+def image_to_video(painter: Painter, count: int, given: tuple[str, ...] = ("first",), **options) -> dict:
+    """Paint between true frames ("first", "last" or both); return PSNR at each given one, and right directions."""
     whats = [world.scene(seed, "test", "move") for seed in range(count)]
-    hits, firsts, lasts, videos = [], [], [], []
+    at = {"first": 0, "last": -1}
+    hits, videos, quality = [], [], {name: [] for name in given}
     for start in range(0, count, BATCH):
         part = whats[start : start + BATCH]
         truth = [world.render(what) for what in part]
         prompts = [world.caption(what, "short", 2000 + start + i) for i, what in enumerate(part)]
-        last = [video[-1] for video in truth] if ends else None
+        images = {name: [video[at[name]] for video in truth] for name in given}
         seeds = list(range(start, start + len(part)))
-        painted = painter.paint(prompts, seeds, first=[video[0] for video in truth], last=last, **options)
-        for what, true, video in zip(part, truth, painted, strict=True):
+        for what, true, video in zip(part, truth, painter.paint(prompts, seeds, **images, **options), strict=True):
             hits.append(detector.measure(video).direction == what.direction)
-            firsts.append(frame_psnr(true[0], video[0]))
-            lasts.append(frame_psnr(true[-1], video[-1]))
+            for name in given:
+                quality[name].append(frame_psnr(true[at[name]], video[at[name]]))
             videos.append(video)
-    score = {"direction": float(np.mean(hits)), "first frame": float(np.mean(firsts)), "videos": videos}
-    return {**score, "last frame": float(np.mean(lasts))} if ends else score
+    means = {f"{name} frame": float(np.mean(values)) for name, values in quality.items()}
+    return {"direction": float(np.mean(hits)), **means, "videos": videos}
 
 
 def frame_psnr(one: np.ndarray, other: np.ndarray) -> float:
     """Return the peak signal-to-noise ratio in dB of two pictures uint8 [H, W, 3]."""
     return psnr(float(np.mean((one / 127.5 - other / 127.5) ** 2)))
-
-
-def report(painter: Painter, count: int = 200) -> dict[str, dict[str, float]]:
-    """Measure all that is promised of the pipeline."""
-    scores = {f"text, {style}": text_to_video(painter, count, style) for style in world.STYLES}
-    scores["first frame"] = image_to_video(painter, count)
-    scores["first and last frame"] = image_to_video(painter, count, ends=True)
-    return {name: {k: v for k, v in score.items() if isinstance(v, float)} for name, score in scores.items()}

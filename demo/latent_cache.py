@@ -35,7 +35,7 @@ class Plan:
 
 # Progressive resolution: the small sizes come first in training and are quick to encode.
 LOW = (Plan(48, 64, 1536), Plan(64, 48, 256), Plan(48, 48, 256))
-HIGH = (Plan(64, 96, 2560), Plan(96, 64, 384), Plan(64, 64, 384))
+HIGH = (Plan(64, 96, 1920), Plan(96, 64, 256), Plan(64, 64, 256))
 SEEDS = {plan.name: 1_000_000 * (i + 1) for i, plan in enumerate((*LOW, *HIGH))}  # no clip is in two sizes
 
 

@@ -64,10 +64,13 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(mean, scale, value=-group["lr"] / (1 - first ** state["step"]))
 
 
-def groups(module: nn.Module, plain: tuple[str, ...] = (), share: float = 1.0) -> list[dict]:
-    """Split a module's parameters: matrices to Muon, vectors and those with a name part in `plain` to AdamW."""
+def groups(module: nn.Module, plain: tuple[str, ...] = (), adam_share: float = 1.0) -> list[dict]:
+    """Split a module's parameters: matrices to Muon, vectors and those with a name part in `plain` to AdamW.
+
+    AdamW's get `adam_share` of the learning rate.
+    """
     named = list(module.named_parameters())
     matrices = [p for name, p in named if p.ndim > 1 and not any(part in name for part in plain)]
     chosen = {id(parameter) for parameter in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
-    return [{"params": matrices, "share": share}, {"params": rest, "share": share, "adam": True}]
+    return [{"params": matrices}, {"params": rest, "share": adam_share, "adam": True}]

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import multiprocessing, nn
 
+OWN = 0.85  # of an even share: the process that also steps the optimiser takes fewer samples
+
 Loss = Callable[..., torch.Tensor]
 
 
@@ -23,17 +25,18 @@ class Workers:
 
     def __init__(self, model: nn.Module, loss: Loss, count: int):
         self.model, self.loss = model.share_memory(), loss
+        self._trained = _trained(model)
         self._helpers = []
         context = multiprocessing.get_context("spawn")
         for _ in range(count - 1):
             ours, theirs = context.Pipe()
-            gradients = [torch.zeros_like(parameter).share_memory_() for parameter in model.parameters()]
+            gradients = [torch.zeros_like(parameter).share_memory_() for parameter in self._trained]
             context.Process(target=_help, args=(model, loss, gradients, theirs), daemon=True).start()
             self._helpers.append((ours, gradients))
 
     def backward(self, *batch: torch.Tensor) -> float:
         """Leave the gradients of the batch's mean loss in the parameters, and return that loss."""
-        parts = list(zip(*(tensor.tensor_split(len(self._helpers) + 1) for tensor in batch), strict=True))
+        parts = list(zip(*(self._split(tensor) for tensor in batch), strict=True))
         shares = [len(part[0]) / len(batch[0]) for part in parts]
         for (pipe, _), part, share in zip(self._helpers, parts[1:], shares[1:], strict=True):
             pipe.send((share, [tensor.contiguous() for tensor in part]))
@@ -43,16 +46,25 @@ class Workers:
         total = loss.item()
         for pipe, gradients in self._helpers:
             total += pipe.recv()
-            for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            for parameter, gradient in zip(self._trained, gradients, strict=True):
                 parameter.grad.add_(gradient)
         return total
+
+    def _split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        count = len(self._helpers)
+        own = len(tensor) if count == 0 else max(round(OWN * len(tensor) / (count + 1)), 1)
+        return [tensor[:own], *(tensor[own:].tensor_split(count) if count else ())]
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _help(model: nn.Module, loss: Loss, gradients: list[torch.Tensor], pipe) -> None:
     """Work on parts of batches until the other end of `pipe` is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that saves decides when to stop
     torch.set_num_threads(1)
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+    for parameter, gradient in zip(_trained(model), gradients, strict=True):
         parameter.grad = gradient
     while True:
         try:

@@ -7,7 +7,8 @@ learn that the amount of padding means nothing, at a third of the price.
 
 from __future__ import annotations
 
-from functools import cache
+import os
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,14 @@ from ..cogvideox.variants import TEXT_TOKENS
 from . import world
 
 PAD, END = 0, 1
-LENGTHS = (40, 56, 112, 192, TEXT_TOKENS)
-LONGER = 0.15  # share of batches padded further than needed
-STYLE_SHARES = (0.5, 0.3, 0.2)  # of world.STYLES
+LENGTHS = (24, 32, 40, 48, 56, 80, 112, 160, 192, TEXT_TOKENS)
+LONGER = 0.1  # share of batches padded further than needed
+# What captions are like in training, with the shares of their steps: the world's styles, and drills.
+STYLES = {
+    **{style: partial(world.caption, style=style) for style in world.STYLES},
+    "drill": world.drill,
+}
+STYLE_SHARES = (0.55, 0.25, 0.1, 0.1)
 
 # Words the world never says share one row of the embedding, trained by putting it in the place of words at random: a
 # prompt with unknown words is read as one with gaps.
@@ -27,21 +33,19 @@ UNKNOWN = 32099
 UNKNOWN_SHARE = 0.04
 CENSUS = 6000  # captions of each style that say which tokens are known
 
-TOKENIZERS = (
-    Path(__file__).resolve().parents[1] / ".dev" / "ComfyUI" / "comfy" / "text_encoders" / "t5_tokenizer",
-    Path(__file__).resolve().parent / "cogvideox-mini" / "tokenizer",
-)
+TOKENIZER = Path("comfy", "text_encoders", "t5_tokenizer", "tokenizer.json")  # in ComfyUI's folder
 
 
 @cache
 def tokenizer():
-    """Return T5's tokenizer, from the host that is installed for development."""
+    """Return T5's tokenizer, from ComfyUI: that of dev.py, or of COMFYUI_PATH."""
     from tokenizers import Tokenizer
 
-    for folder in TOKENIZERS:
-        if (folder / "tokenizer.json").exists():
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    raise FileNotFoundError(f"T5's tokenizer.json is not in {TOKENIZERS[0]}. Run dev.py once; it installs ComfyUI.")
+    comfyui = os.environ.get("COMFYUI_PATH", Path(__file__).resolve().parents[1] / ".dev" / "ComfyUI")
+    path = Path(comfyui, TOKENIZER)
+    if not path.is_file():
+        raise FileNotFoundError(f"T5's tokenizer is not there: {path}. Run dev.py once; it installs ComfyUI.")
+    return Tokenizer.from_file(str(path))
 
 
 def tokens(text: str) -> list[int]:
@@ -62,11 +66,11 @@ def captions(
 ) -> tuple[str, torch.Tensor]:
     """Return the style of a step and its padded captions [B, L]: one style a step, some words replaced by UNKNOWN.
 
-    `longest` pads to 226 whatever the captions need; `shares` say how often a step has which of world.STYLES.
+    `longest` pads to 226 whatever the captions need; `shares` say how often a step has which of STYLES.
     """
     draw = np.random.default_rng((step, 1))
-    style = str(draw.choice(world.STYLES, p=shares))
-    texts = [tokens(world.caption(what, style, step * 64 + i)) for i, what in enumerate(whats)]
+    style = str(draw.choice(list(STYLES), p=shares))
+    texts = [tokens(STYLES[style](what, seed=step * 64 + i)) for i, what in enumerate(whats)]
     longest_text = max(len(numbers) for numbers in texts)
     fitting = [length for length in LENGTHS if length >= longest_text]
     length = fitting[0]

@@ -2,7 +2,6 @@
 
     python demo/train.py all       every stage in turn: vae, text, latents, transformer, export
     python demo/train.py STAGE     one of them
-    python demo/train.py evaluate  measure the trained model on held-out prompts
 
 Each stage saves every few minutes and, started again, goes on from there.
 """
@@ -10,6 +9,7 @@ Each stage saves every few minutes and, started again, goes on from there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import types
@@ -26,6 +26,8 @@ from . import evaluate, latent_cache, mini, text, train_text, train_transformer,
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "demo" / "cogvideox-mini"
+MANIFEST = "manifest.json"
+COMMAND = "python demo/train.py all --threads 2"
 
 
 def latent_scale(folder: Path) -> float:
@@ -51,7 +53,6 @@ def run_latents(args: argparse.Namespace) -> bool:
 
 
 def run_transformer(args: argparse.Namespace) -> bool:
-    torch.set_num_threads(1)  # the cores work on parts of the batch instead
     train_transformer.train(args.folder, latent_scale(args.folder), args.limit, args.threads)
     return finished(args.folder / "transformer.pt", train_transformer.STEPS)
 
@@ -71,6 +72,18 @@ def averaged_model(folder: Path) -> train_transformer.Model:
     return model
 
 
+def write_manifest(output: Path, folder: Path) -> None:
+    """Write what the exported files are (sha256) and what training they come from."""
+    stages = {}
+    for name in ("vae", "text", "transformer"):
+        saved = torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
+        stages[name] = {"steps": saved["step"], "hours": round(saved["seconds"] / 3600, 2), **saved["facts"]}
+    files = sorted(path for path in output.rglob("*") if path.is_file() and path.name != MANIFEST)
+    sums = {path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    values = {"command": COMMAND, "trained": stages, "sha256": sums}
+    (output / MANIFEST).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
 def run_export(args: argparse.Namespace) -> bool:
     model = averaged_model(args.folder)
     text_weights = {
@@ -78,17 +91,9 @@ def run_export(args: argparse.Namespace) -> bool:
     }
     vae = evaluate.load_vae(args.folder).state_dict()
     mini.write(args.output, vae, text_weights, model.transformer.state_dict(), latent_scale(args.folder))
+    write_manifest(args.output, args.folder)
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"wrote {args.output}, {size / 2**20:.1f} MiB")
-    return True
-
-
-def run_evaluate(args: argparse.Namespace) -> bool:
-    painter = evaluate.Painter(evaluate.load_vae(args.folder), averaged_model(args.folder), latent_scale(args.folder))
-    scores = evaluate.report(painter, args.count)
-    scores["vae"] = {"psnr": train_vae.measure(painter.vae, 60)[0]}
-    (args.folder / "report.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(scores, indent=2))
     return True
 
 
@@ -103,17 +108,13 @@ STAGES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("all", *STAGES, "evaluate"))
+    parser.add_argument("stage", choices=("all", *STAGES))
     parser.add_argument("--folder", type=Path, default=ROOT / ".dev" / "mini", help="checkpoints, logs and pictures")
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
     parser.add_argument("--limit", type=int, help="stop after this step")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where export writes the pipeline")
-    parser.add_argument("--count", type=int, default=200, help="prompts to evaluate of each kind")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.stage == "evaluate":
-        run_evaluate(args)
-        return
     for name in STAGES if args.stage == "all" else (args.stage,):
         print(f"stage {name}", flush=True)
         if not STAGES[name](args):

@@ -1,15 +1,15 @@
-"""The last stage: the expert transformer, together with the T5 that has learned to read.
+"""The last stage: the expert transformer, on a T5 that has learned to read and learns no more.
 
-As CogVideoX was trained (arXiv 2408.06072 sections 2 and 3), each idea a function here: v-prediction with zero terminal
-SNR (`velocity_loss`), explicit uniform sampling (`explicit_uniform_timesteps`), clips of mixed duration in a batch
-schedule (`duration`), progressive resolution (`size_at`), dropped text for guidance (`drop_text`), dropped and noisy
+As CogVideoX was trained (arXiv 2408.06072 sections 2 and 3), each idea a name here: v-prediction with zero terminal
+SNR (`velocity_loss`), explicit uniform sampling (`explicit_uniform_timesteps`), steps of mixed duration (`duration`),
+progressive length and resolution (`PHASES`), dropped text for guidance (`drop_text`), dropped and noisy
 pictures for image-to-video (`image_latents`).
 """
 
 from __future__ import annotations
 
 import copy
-import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +24,38 @@ from .mini import FRAMES, SNR_SHIFT, model_input, new_text_encoder, new_transfor
 from .parallel import Workers
 from .runs import Run, strip
 
-LEARNING_RATE = 2.5e-3
-TEXT_RATE = 0.1  # of the learning rate: the T5 has been trained already
-PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.", "shared", "relative_attention_bias")  # AdamW
+LEARNING_RATE = 2e-3
+ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
+PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.")  # AdamW
 WARMUP = 100
-BATCH = 32
-STEPS = 7000
-LOW_SHARE = 0.4  # of the steps at the small sizes
-FULL_TEXT_SHARE = 0.1  # of the steps, the last ones, with 226 tokens always
+DECAY = 0.35  # of the steps, the last ones
+FULL_TEXT_SHARE = 0.06  # of the steps, the last ones, with 226 tokens always
 AVERAGE = 0.999  # decay of the averaged weights, which are what is shipped
-SAVE_SAMPLES = 500
+SAVE_SAMPLES = 600
 
 TEXT_DROP = 0.1
 # Which pictures a clip is given: none (text-to-video), the first frame, the last, both.
 PICTURES = {"none": 0.5, "first": 0.25, "last": 0.08, "both": 0.17}
-DURATIONS = {FRAMES: 0.75, 9: 0.15, 1: 0.1}  # frames
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`steps` steps on `batch` clips of these sizes; `durations` say how often a step's clips have so many frames."""
+
+    steps: int
+    batch: int
+    sizes: tuple[Plan, ...]
+    durations: dict[int, float]
+
+
+# Progressive in size and length: what words look like is learned from pictures, at half the price of clips.
+PHASES = (
+    Phase(800, 48, latent_cache.LOW, {1: 1.0}),
+    Phase(400, 32, latent_cache.LOW, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+    Phase(800, 48, latent_cache.HIGH, {1: 1.0}),
+    Phase(3000, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+)
+STEPS = sum(phase.steps for phase in PHASES)
 
 ALPHAS = schedule.alphas_cumprod(SNR_SHIFT).float()  # [1000]
 
@@ -46,11 +63,11 @@ CLEAN, NOISY = 0, 2  # where in the cached pictures the pair (first, last) begin
 
 
 class Model(nn.Module):
-    """T5 and transformer, trained as one."""
+    """The transformer, and the T5 it is told by, which is frozen as CogVideoX's is."""
 
     def __init__(self):
         super().__init__()
-        self.text_encoder = new_text_encoder()
+        self.text_encoder = new_text_encoder().requires_grad_(False)
         self.transformer = new_transformer()
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -87,16 +104,24 @@ def velocity_loss(
     return F.mse_loss(model(model_input(noisy, images), timesteps, numbers), velocity)
 
 
-def duration(draw: np.random.Generator) -> int:
+def phase_at(step: int) -> Phase:
+    """Return the phase that step number `step` belongs to."""
+    for phase in PHASES:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return PHASES[-1]
+
+
+def duration(phase: Phase, draw: np.random.Generator) -> int:
     """Draw the frames of a step's clips: pictures, short and whole clips are trained in turn."""
-    return int(draw.choice(list(DURATIONS), p=list(DURATIONS.values())))
+    return int(draw.choice(list(phase.durations), p=list(phase.durations.values())))
 
 
-def size_at(step: int, draw: np.random.Generator) -> Plan:
-    """Draw a step's picture size: the small sizes first, then the large ones; each aspect by its share of clips."""
-    plans = latent_cache.LOW if step < LOW_SHARE * STEPS else latent_cache.HIGH
-    shares = np.array([plan.clips for plan in plans], dtype=float)
-    return plans[int(draw.choice(len(plans), p=shares / shares.sum()))]
+def size(phase: Phase, draw: np.random.Generator) -> Plan:
+    """Draw a step's picture size; each aspect by its share of the clips."""
+    shares = np.array([plan.clips for plan in phase.sizes], dtype=float)
+    return phase.sizes[int(draw.choice(len(phase.sizes), p=shares / shares.sum()))]
 
 
 def drop_text(numbers: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
@@ -127,21 +152,22 @@ def image_latents(cached: Cached, picks: np.ndarray, frames: int, draw: np.rando
 
 def clip_latents(cached: Cached, picks: np.ndarray, frames: int) -> torch.Tensor:
     """Return the latents of clips of `frames` frames [B, 16, T, H, W], unscaled: the beginning of the cached ones."""
-    if frames == 1:
-        return cached.images[picks, CLEAN].float().unsqueeze(2)
+    if frames == 1:  # its first picture or its last
+        return cached.images[picks, CLEAN + picks % 2].float().unsqueeze(2)
     return cached.video[picks, :, : (frames - 1) // 4 + 1].float()
 
 
 def learning_rate(step: int) -> float:
-    """Linear warm-up, then a cosine to nearly nothing."""
-    return LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / STEPS)) / 2)
+    """Linear warm-up, a long level stretch, then linearly to nearly nothing (arXiv 2405.18392)."""
+    left = (STEPS - step) / (DECAY * STEPS)
+    return LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * min(1, left))
 
 
-def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
+def average(averaged: Model, model: Model, step: int) -> None:
     """Move the averaged weights towards the trained ones, faster at the beginning."""
     decay = min(AVERAGE, (step + 1) / (step + 10))
     with torch.no_grad():
-        for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
+        for slow, fast in zip(averaged.transformer.parameters(), model.transformer.parameters(), strict=True):
             slow.lerp_(fast, 1 - decay)
 
 
@@ -155,8 +181,7 @@ def new_run(folder: Path) -> tuple[Run, Model, Model, torch.optim.Optimizer]:
         weights = {key[len(start) :]: value for key, value in reader.items() if key.startswith(start)}
         model.text_encoder.load_state_dict(weights)
     averaged = copy.deepcopy(model).requires_grad_(False)
-    groups = muon.groups(model.transformer, PLAIN) + muon.groups(model.text_encoder, PLAIN, TEXT_RATE)
-    optimiser = muon.Muon(groups, LEARNING_RATE)
+    optimiser = muon.Muon(muon.groups(model.transformer, PLAIN, adam_share=ADAM_RATE), LEARNING_RATE)
     return Run(folder, "transformer", model=model, averaged=averaged, optimiser=optimiser), model, averaged, optimiser
 
 
@@ -166,15 +191,17 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
     workers = Workers(model, velocity_loss, processes)
     cache: dict[str, Cached] = {}
     recent = []
+    torch.set_num_threads(1)  # the processes share the cores
     for step in run.steps(min(limit or STEPS, STEPS)):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step) * group["share"]
         draw = np.random.default_rng((step, 2))
-        plan, frames = size_at(step, draw), duration(draw)
+        phase = phase_at(step)
+        plan, frames = size(phase, draw), duration(phase, draw)
         if plan.name not in cache:
             cache[plan.name] = latent_cache.load(folder / "latents", plan)
         cached = cache[plan.name]
-        picks = draw.integers(0, len(cached), BATCH)
+        picks = draw.integers(0, len(cached), phase.batch)
         whats = [world.scene(cached.seeds[pick]) for pick in picks]
         _, numbers = text.captions(whats, step, longest=step >= (1 - FULL_TEXT_SHARE) * STEPS)
         latents = clip_latents(cached, picks, frames) * latent_scale
@@ -183,11 +210,13 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
             torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)),
             image_latents(cached, picks, frames, draw) * latent_scale,
             drop_text(numbers, draw),
-            explicit_uniform_timesteps(BATCH, draw),
+            explicit_uniform_timesteps(phase.batch, draw),
         )
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.set_num_threads(processes)  # the others wait meanwhile
+        norm = torch.nn.utils.clip_grad_norm_(model.transformer.parameters(), 1.0)
         optimiser.step()
         average(averaged, model, step)
+        torch.set_num_threads(1)
         recent.append((loss, norm.item()))
         if (step + 1) % 50 == 0:
             mean_loss, mean_norm = np.mean(recent, axis=0)
@@ -203,8 +232,9 @@ def show(run: Run, averaged: Model, latent_scale: float, step: int) -> None:
     from .evaluate import Painter, load_vae, text_to_video
 
     painter = Painter(load_vae(run.folder), averaged, latent_scale)
-    size = (48, 64) if step < LOW_SHARE * STEPS else (64, 96)
-    score = text_to_video(painter, 24, "short", *size, steps=20)
+    phase = phase_at(step)
+    plan, frames = phase.sizes[0], max(phase.durations)
+    score = text_to_video(painter, 24, "short", plan.height, plan.width, frames=frames, steps=20)
     run.facts["held out"] = {key: value for key, value in score.items() if isinstance(value, float)}
     print(f"transformer: held out, short: {run.facts['held out']}", flush=True)
     run.draw_curve()

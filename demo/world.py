@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import zlib
 from dataclasses import asdict, dataclass
+from functools import cache
 
 import numpy as np
 
@@ -434,7 +436,7 @@ def _medium(draw: random.Random, what: Scene) -> str:
     return ". ".join(part[:1].upper() + part[1:] for part in text.split(". "))
 
 
-def _long(draw: random.Random, what: Scene) -> str:
+def _long(draw: random.Random, what: Scene, drill: bool = False) -> str:
     noun, deed = draw.choice(("shape", "object", "figure", "thing")), _deed(draw, what)
     if what.action == "move":
         deed += f" {draw.choice(SPEED_WORDS[what.speed])}"
@@ -448,14 +450,16 @@ def _long(draw: random.Random, what: Scene) -> str:
     ]
     if what.action == "pass":
         facts = facts[:2] + facts[3:]  # both have the same size
-    if draw.random() < 0.4:
+    if draw.random() < 0.4 or drill:
         other_shape = draw.choice([name for name in SHAPES if name != what.shape])
         other_colour = draw.choice([name for name in COLOURS if name != what.colour])
         facts.append(draw.choice(DECOYS).format(colour=other_colour, noun=draw.choice(NOUNS[other_shape][:2])))
-    if what.action == "move" and draw.random() < 0.3:
+    if what.action == "move" and (draw.random() < 0.3 or drill):
         wrong = draw.choice([name for name in WAYS if name != what.direction])
         facts.append(draw.choice(WRONG_WAYS).format(way=draw.choice(WAYS[wrong])))
     draw.shuffle(facts)
+    if drill:
+        return " ".join(facts)
     limit = draw.randint(LONG_WORDS[0], LONG_WORDS[1])
     sentences = ([draw.choice(OPENINGS)] if draw.random() < 0.7 else []) + facts
     for filler in draw.sample(FILLERS, len(FILLERS)):
@@ -464,6 +468,14 @@ def _long(draw: random.Random, what: Scene) -> str:
             break
         sentences.insert(draw.randint(0, len(sentences)), filler)
     return " ".join(sentences)
+
+
+def drill(what: Scene, seed: int = 0) -> str:
+    """Tell the scene as the long style does, always with what is not there and without sentences that say nothing.
+
+    For training alone: all of it has to be read.
+    """
+    return _long(random.Random(f"drill/{seed}/{what}"), what, drill=True)
 
 
 def caption(what: Scene, style: str = "short", seed: int = 0) -> str:
@@ -475,3 +487,35 @@ def caption(what: Scene, style: str = "short", seed: int = 0) -> str:
         raise ValueError(f"There is no style {style!r}; there are {', '.join(STYLES)}.")
     draw = random.Random(f"{style}/{seed}/{what}")
     return {"short": _short, "medium": _medium, "long": _long}[style](draw, what)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the world does not know
+
+WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+ALL_WORDS_SEEDS = 1500  # scenes whose captions have every word
+
+
+@cache
+def words() -> frozenset[str]:
+    """Return every word of the captions, in small letters."""
+    return frozenset(
+        word
+        for seed in range(ALL_WORDS_SEEDS)
+        for style in STYLES
+        for word in WORD.findall(caption(scene(seed), style, seed).lower())
+    )
+
+
+def outside(prompt: str) -> str:
+    """Return one line on what the world is, if the prompt speaks of something else or names no shape; else nothing."""
+    asked = WORD.findall(prompt.lower())
+    nouns = {noun.split()[0].split("-")[0] for names in NOUNS.values() for noun in names}
+    unknown = list(dict.fromkeys(word for word in asked if word not in words()))
+    if not unknown and any(word.split("-")[0] in nouns for word in asked):
+        return ""
+    line = (
+        f"The demo model knows one world: a {', '.join(SHAPES[:-1])} or {SHAPES[-1]} in {', '.join(COLOURS)} that "
+        "moves, bounces, grows, shrinks, rotates, appears or passes another one, on a plain or graded ground."
+    )
+    return f"{line} It has never read: {', '.join(unknown)}." if unknown else line

@@ -187,3 +187,20 @@ def test_detector_tells_wrong_from_right():
     for name, chance in (("shape", 1 / 4), ("colour", 1 / 8), ("direction", 1 / 8)):
         hits = np.mean([getattr(seen[i - 7], name) == getattr(what, name) for i, what in enumerate(whats)])
         assert hits < 2.5 * chance
+
+
+def test_a_prompt_of_the_world_is_inside_it():
+    for seed in range(300):
+        for split in world.SPLITS:
+            for style in world.STYLES:
+                assert world.outside(world.caption(world.scene(seed, split), style, 7 * seed + 1)) == ""
+
+
+@pytest.mark.parametrize(
+    "prompt, unknown",
+    [("a panda plays the guitar", "panda, plays, guitar"), ("a red dog moves left", "dog"), ("it moves left", "")],
+)
+def test_a_prompt_outside_the_world_is_told_what_the_world_is(prompt, unknown):
+    line = world.outside(prompt)
+    assert "\n" not in line and all(name in line for name in (*world.SHAPES, *world.COLOURS))
+    assert line.endswith(f"read: {unknown}.") if unknown else "read" not in line
