@@ -1,99 +1,87 @@
 """Peak memory and time of loading a transformer of real size from one file, in the real host.
 
-    .dev/venv/bin/python benchmarks/loading.py [--variant CogVideoX-5B] [--comfyui .dev/ComfyUI]
+    python dev.py bench loading [--variant CogVideoX-5B] [--layers N] [--weight-dtype auto fp8_e4m3fn ...]
 
-Writes a file with random weights to .dev/, loads it in a process of its own and prints what that took as JSON. Resident
-memory counts the mapped pages of the file.
+Writes a file with random weights to .dev/, loads it in a process of its own for each type asked for and prints what
+that took as JSON. Resident memory counts the mapped pages of the file, which the system takes back when it needs them;
+`own_gb` is what it cannot take back.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
-import struct
-import subprocess
-import sys
 import time
-import types
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+import torch
+
+if __name__ == "__main__":
+    from common import import_host, import_pack
+
+    import_pack()
+
+from pack.benchmarks import common, weights
+from pack.cogvideox.transformer import CogVideoXTransformer3DModel
+from pack.demo.tiny_pipeline import module_shapes
+
 GB = 1e9
 
 
-def import_pack() -> None:
-    """Name the pack without putting its folder on sys.path."""
-    pack = sys.modules["pack"] = types.ModuleType("pack")
-    pack.__path__ = [str(ROOT)]
+def in_gb(size: int | None) -> float | None:
+    return None if size is None else round(size / GB, 2)
 
 
-def write_weights(path: Path, name: str) -> None:
-    """Write random bfloat16 weights of a released variant, tensor by tensor, in the safetensors format."""
-    import torch
-    from pack.cogvideox.transformer import CogVideoXTransformer3DModel
-    from pack.cogvideox.variants import RELEASED
-
-    variant = next(v for v in RELEASED if v.name == name)
-    with torch.device("meta"):
-        shapes = {k: list(v.shape) for k, v in CogVideoXTransformer3DModel(variant.transformer).state_dict().items()}
-    header, end = {}, 0
-    for key, shape in shapes.items():
-        start, end = end, end + 2 * torch.Size(shape).numel()
-        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for shape in shapes.values():
-            file.write((torch.randn(shape) * 0.02).bfloat16().view(torch.int16).numpy().tobytes())
-
-
-def load(path: Path, comfyui: Path) -> dict:
+def load(path: str, weight_dtype: str) -> dict[str, Any]:
     """Load the file in this process and return what it took."""
-    sys.path.insert(0, str(comfyui))
-    sys.argv = [sys.argv[0], "--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
     from pack.nodes.host.loading import describe, load_model
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = common.Peak()
+    peak.start()
+    before = peak.resident("VmRSS")
     start = time.perf_counter()
-    patcher = load_model(str(path))
+    patcher = load_model(path, weight_dtype)
     seconds = time.perf_counter() - start
-    touched = sum(float(p.float().sum()) for p in patcher.model.parameters())  # every page of the file, as a run would
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    own = peak.resident("RssAnon")
+    # Every page of the file, as a run would.
+    touched = sum(float(tensor.float().sum()) for tensor in patcher.model.diffusion_model.state_dict().values())
     return {
         "model": describe(patcher),
         "seconds": round(seconds, 2),
-        "file_gb": round(path.stat().st_size / GB, 2),
-        "before_gb": round(before / GB, 2),
-        "peak_gb": round(peak / GB, 2),
-        "over_file_gb": round((peak - path.stat().st_size) / GB, 2),
+        "file_gb": in_gb(Path(path).stat().st_size),
+        "before_gb": in_gb(before),
+        "own_gb": in_gb(own),
+        "peak_gb": in_gb(peak.resident("VmHWM")),
         "finite": touched == touched,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", default="CogVideoX-5B")
-    parser.add_argument("--comfyui", type=Path, default=ROOT / ".dev" / "ComfyUI")
-    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--layers", type=int, default=0, help="in place of the variant's")
+    parser.add_argument("--weight-dtype", nargs="+", default=["auto", "fp8_e4m3fn"])
+    parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    import_pack()
-    if args.load:
-        print(json.dumps(load(args.load, args.comfyui.resolve())))
+    if args.work:
+        import_host()
+        common.answer_requests(load)
         return
-    path = ROOT / ".dev" / f"{args.variant}-random.safetensors"
-    write_weights(path, args.variant)
+    with torch.device("meta"):
+        config = weights.variant_of(args.variant, args.layers).transformer
+        shapes = module_shapes(CogVideoXTransformer3DModel(config))
+    path = common.ROOT / ".dev" / f"{args.variant}-random.safetensors"
+    weights.write_weights(path, shapes, torch.bfloat16)
     try:
-        command = [sys.executable, __file__, "--load", str(path), "--comfyui", str(args.comfyui)]
-        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        results = {}
+        for weight_dtype in args.weight_dtype:
+            worker = common.Worker(__file__, weight_dtype)
+            results[weight_dtype] = worker.ask(path=str(path), weight_dtype=weight_dtype)
+            worker.close()
     finally:
         path.unlink()
-    result = {"machine": f"{platform.machine()}, CPU", "python": platform.python_version(), **json.loads(line)}
-    print(json.dumps(result, indent=2))
+    print(json.dumps({"machine": common.machine(), **results}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,21 @@
 """Ours, diffusers and ComfyUI's own model side by side: seconds, peak memory and error of the same work.
 
-    python dev.py bench speed [--only transformer decode encode growth] [--rounds 5] [--dtype bfloat16] [--quick]
+    python dev.py bench speed [--only PART ...] [--rounds 5] [--dtype bfloat16] [--quick]
+    python dev.py bench speed --show FILE [FILE ...]
 
-Each contestant is a process of its own with the same weights and inputs; they take turns, so that whatever else the
-machine does meets all of them. Results (medians, and the spread) go to results/speed-MACHINE.json with a plot of how
-the decoder grows; figures of different runs are never compared.
+Parts: transformer (one pass of each variant), decode, encode, pipeline (text to frames), growth (with frames and with
+size) and, on a graphics card, released (the real thing: see released.py). Each contestant is a process of its own with
+the same weights and inputs; they take turns, so that whatever else the machine does meets all of them. Medians and
+spread go to results/speed-cpu.json or speed-gpu.json, with a plot of the growth beside it. Figures of different runs
+are never compared.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
-import gc
 import json
-import re
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,356 +26,204 @@ if __name__ == "__main__":
 
     import_pack()
 
-from pack.benchmarks import common
-from pack.cogvideox.variants import RELEASED, TEXT_TOKENS, Variant
+from pack.benchmarks import common, weights
+from pack.benchmarks.contestants import CONTESTANTS, STAGES, Case, Contestant
+from pack.cogvideox.convolution import bfloat16_is_native
+from pack.cogvideox.variants import RELEASED
 
-CONTESTANTS = ("ours", "diffusers", "core")
-WEIGHT_SCALE = 0.02
 ON_GPU = torch.cuda.is_available()
+BASE = "diffusers"  # what the others are measured by
+NETWORKS = ("transformer", "decode", "encode")
+AXES = ("frames", "size")
 
 
-@dataclass(frozen=True)
-class Case:
-    """One piece of work: `kind` on latents of `shape` [T, H, W]; `layers` of the transformer, 0 for all."""
-
-    kind: str
-    shape: tuple[int, int, int]
-    variant: str = "CogVideoX-5B"
-    layers: int = 0
-    dtype: str = "bfloat16"
-
-    @property
-    def name(self) -> str:
-        size = "x".join(map(str, self.shape))
-        return f"{self.kind} {size}" if self.kind != "transformer" else f"{self.variant} {size}, {self.layers} layers"
+# --- the work ---------------------------------------------------------------------------------------------------------
 
 
 def cases(dtype: str, quick: bool) -> dict[str, list[Case]]:
-    """Return the work by part; on a card the released sizes, on a processor what it does in seconds."""
-    if ON_GPU:
-        full, small = (13, 60, 90), (3, 60, 90)
-        transformers = [("CogVideoX-2B", full, 30), ("CogVideoX-5B", full, 42), ("CogVideoX1.5-5B", (22, 96, 170), 42)]
-        coded, grown = [small, full], [(t, 60, 90) for t in (3, 5, 7, 9, 11, 13)]
-    else:
-        transformers = [
-            ("CogVideoX-2B", (5, 30, 46), 4),
-            ("CogVideoX-5B", (5, 30, 46), 4),
-            ("CogVideoX1.5-5B", (6, 30, 46), 4),
-        ]
-        coded, grown = [(3, 20, 30), (7, 20, 30)], [(t, 10, 15) for t in (1, 3, 5, 7, 9, 13)]
+    """Return the work by part: the released sizes on a card, what a processor does in seconds, or next to nothing."""
+    names = [variant.name for variant in RELEASED]
     if quick:
-        transformers, coded, grown = transformers[1:2], coded[:1], grown[:3]
+        names = ["CogVideoX-2B", "CogVideoX1.5-5B-I2V"]
+        one, coded, small = (3, 4, 6), [(1, 2, 3)], dict(layers=1, heads=6)
+        film = Case("pipeline", (1, 4, 6), layers=1, heads=6, dtype=dtype, steps=2)
+        frames, sizes = [(1, 4, 6), (3, 4, 6)], [(1, 2, 4), (1, 4, 6)]
+    elif ON_GPU:
+        one, coded, small = (13, 60, 90), [(3, 60, 90), (13, 60, 90)], {}
+        film = Case("pipeline", (13, 60, 90), dtype=dtype, steps=10)
+        frames = [(t, 60, 90) for t in (1, 3, 5, 7, 9, 11, 13)]
+        sizes = [(5, 4 * n, 6 * n) for n in (5, 8, 11, 15, 20)]
+    else:
+        names.remove("CogVideoX-5B-I2V")  # diffusers takes it in its own size alone
+        one, coded, small = (5, 30, 46), [(3, 20, 30), (7, 20, 30)], dict(layers=2)
+        film = Case("pipeline", (3, 20, 30), layers=4, heads=8, dtype=dtype, steps=4)
+        frames = [(t, 10, 15) for t in (1, 3, 5, 7, 9, 13)]
+        sizes = [(3, 2 * n, 3 * n) for n in (4, 6, 8, 12)]
+    shapes = {name: one if "1.5" not in name else (one[0] + 1, *one[1:]) for name in names}  # even: nothing is padded
+    if ON_GPU and not quick:
+        shapes |= {name: (22, 96, 170) for name in names if "1.5" in name}
+    few = dict(small, layers=1) if small else dict(layers=4)  # growth is that of one layer
+    grown = [
+        Case(kind, shape if kind == "decode" else (shape[0], 2 * (shape[1] // 2), 2 * (shape[2] // 2)), **options)
+        for kind, options in (("transformer", dict(few, dtype=dtype)), ("decode", dict(dtype=dtype)))
+        for shape in dict.fromkeys(frames + sizes)
+    ]
     return {
-        "transformer": [Case("transformer", shape, name, layers, dtype) for name, shape, layers in transformers],
+        "transformer": [Case("transformer", shape, name, dtype=dtype, **small) for name, shape in shapes.items()],
         "decode": [Case("decode", shape, dtype=dtype) for shape in coded],
         "encode": [Case("encode", shape, dtype=dtype) for shape in coded],
-        "growth": [Case("decode", shape, dtype=dtype) for shape in grown],
+        "pipeline": [film],
+        "growth": grown,
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# In a contestant's process
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def variant_of(case: Case) -> Variant:
-    variant = next(variant for variant in RELEASED if variant.name == case.variant)
-    layers = case.layers or variant.transformer.num_layers
-    return replace(variant, transformer=replace(variant.transformer, num_layers=layers))
+def measure(workers: dict[str, common.Worker], case: Case, rounds: int, folder: Path) -> dict[str, Any]:
+    """Run one case by all contestants in turn; errors are against diffusers, a single network's in float32."""
+    reference = str(folder / "reference.pt")
+    exact = case if case.kind == "pipeline" else replace(case, dtype="float32")
+    workers[BASE].ask(case=asdict(exact), write=reference)
+    errors = {name: worker.ask(case=asdict(case), compare=reference) for name, worker in workers.items()}
+    runs = common.in_turn(
+        {name: lambda worker=worker: worker.ask(run=True) for name, worker in workers.items()}, rounds
+    )
+    for worker in workers.values():
+        worker.ask()  # let go of the case
+    rows = {name: common.measured(runs[name]) | errors[name] for name in workers}
+    return {**asdict(case), "frames": case.frames, "rows": rows}
 
 
-def fill(parameters: dict[str, torch.Tensor]) -> None:
-    """Fill parameters in the order of their diffusers names, so that every contestant has the same."""
-    generator = torch.Generator(parameters[min(parameters)].device).manual_seed(0)
-    for name in sorted(parameters):
-        tensor = parameters[name]
-        tensor.normal_(0, WEIGHT_SCALE, generator=generator)
-        if tensor.ndim == 1 and name.endswith("weight"):
-            tensor.add_(1)  # norms
-
-
-def inputs(case: Case, device: str) -> dict[str, torch.Tensor]:
-    """Return the inputs of a case in float32."""
-    generator = torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(device)
-
-    frames, height, width = case.shape
-    if case.kind == "encode":
-        return {"pixels": normal(1, 3, 4 * (frames - 1) + 1, 8 * height, 8 * width).clamp(-1, 1)}
-    config = variant_of(case).transformer
-    x = normal(1, config.in_channels, *case.shape)
-    if case.kind == "decode":
-        return {"latents": x[:, :16]}
-    return {
-        "x": x,
-        "text": normal(1, TEXT_TOKENS, config.text_embed_dim),
-        "timestep": torch.tensor([500], device=device),
-    }
-
-
-def ours(case: Case, dtype: torch.dtype, device: str) -> tuple[torch.nn.Module, Callable[..., torch.Tensor]]:
-    import comfy.ops
-    from pack.cogvideox.vae import AutoencoderKLCogVideoX
-    from pack.cogvideox.variants import VAEConfig
-    from pack.nodes.host.model import Transformer
-
-    kwargs = dict(dtype=dtype, device=device, operations=comfy.ops.disable_weight_init)
-    if case.kind == "transformer":
-        model = Transformer(variant_of(case).transformer, **kwargs)
-        return model, lambda x, text, timestep: model(x, timestep, text)
-    model = AutoencoderKLCogVideoX(VAEConfig(), dtype=dtype, operations=comfy.ops.disable_weight_init).to(device)
-    if case.kind == "decode":
-        return model, lambda latents: model.decode(latents)
-    return model, lambda pixels: model.encode(pixels).mode()
-
-
-def diffusers(case: Case, dtype: torch.dtype, device: str) -> tuple[torch.nn.Module, Callable[..., torch.Tensor]]:
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
-    from diffusers.pipelines.cogvideo.pipeline_cogvideox import CogVideoXPipeline
-
-    if case.kind == "transformer":
-        config = variant_of(case).transformer
-        known = CogVideoXTransformer3DModel.__init__.__code__.co_varnames
-        with torch.device(device):
-            model = CogVideoXTransformer3DModel(**{k: v for k, v in asdict(config).items() if k in known}).to(dtype)
-        rope = None
-        if config.use_rotary_positional_embeddings:
-            maker = type("Maker", (), {"transformer": model, "vae_scale_factor_spatial": 8})()
-            prepare = CogVideoXPipeline._prepare_rotary_positional_embeddings
-            frames, height, width = case.shape
-            rope = prepare(maker, 8 * height, 8 * width, frames, torch.device(device))
-
-        def forward(x, text, timestep):
-            out = model(x.transpose(1, 2), text, timestep, image_rotary_emb=rope, return_dict=False)[0]
-            return out.transpose(1, 2)
-
-        return model, forward
-    with torch.device(device):
-        model = AutoencoderKLCogVideoX(
-            down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4,
-            block_out_channels=(128, 256, 256, 512),
-            latent_channels=16,
-            layers_per_block=3,
-        ).to(dtype)
-    if case.kind == "decode":
-        return model, lambda latents: model.decode(latents).sample
-    return model, lambda pixels: model.encode(pixels).latent_dist.mode()
-
-
-def core(case: Case, dtype: torch.dtype, device: str) -> tuple[torch.nn.Module, Callable[..., torch.Tensor]]:
-    import comfy.ops
-    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
-    from comfy.ldm.cogvideo.vae import AutoencoderKLCogVideoX
-
-    if case.kind == "transformer":
-        config = variant_of(case).transformer
-        known = CogVideoXTransformer3DModel.__init__.__code__.co_varnames
-        values = {k: v for k, v in asdict(config).items() if k in known}
-        model = CogVideoXTransformer3DModel(
-            **values, dtype=dtype, device=device, operations=comfy.ops.disable_weight_init
-        )
-        return model, lambda x, text, timestep: model(x, timestep, text)
-    model = AutoencoderKLCogVideoX().to(device, dtype)
-    if case.kind == "decode":
-        return model, lambda latents: model.decode(latents)
-    return model, lambda pixels: model.encode(pixels)
-
-
-def named_parameters(model: torch.nn.Module, contestant: str, kind: str) -> dict[str, torch.Tensor]:
-    """Return the parameters by their diffusers names."""
-    parameters = {name: tensor.data for name, tensor in model.named_parameters()}
-    if contestant != "core" or kind != "transformer":
-        return parameters
-    from pack.cogvideox.checkpoint import normalise_transformer
-
-    return normalise_transformer(parameters)
-
-
-class Peak:
-    """The most memory used since `start`, in bytes above what was in use then."""
-
-    def start(self) -> None:
-        gc.collect()
-        if ON_GPU:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-            return
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (Linux)
-        self.before = self._resident("VmRSS")
-
-    def stop(self) -> int | None:
-        if ON_GPU:
-            torch.cuda.synchronize()
-            return torch.cuda.max_memory_allocated() - self.before
-        peak = self._resident("VmHWM")
-        return None if peak is None else peak - self.before
-
-    @staticmethod
-    def _resident(field: str) -> int | None:
-        with contextlib.suppress(OSError):
-            return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text("ascii"))[1])
-        return None
-
-
-def work(contestant: str) -> None:
-    """Answer requests, one JSON line each, until there are no more."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # libraries print
-    import_host()
-    device = "cuda" if ON_GPU else "cpu"
-    peak, run, model = Peak(), None, None
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer: dict[str, Any] = {}
-        with torch.inference_mode():
-            if "case" in request:
-                run = model = None  # the last case is let go before the next is made
-                gc.collect()
-                case = Case(**{**request["case"], "shape": tuple(request["case"]["shape"])})
-                dtype = getattr(torch, case.dtype)
-                model, forward = globals()[contestant](case, dtype, device)
-                fill(named_parameters(model.eval().requires_grad_(False), contestant, case.kind))
-                given = {k: v if v.dtype == torch.int64 else v.to(dtype) for k, v in inputs(case, device).items()}
-                run = functools.partial(forward, **given)
-                out = run().float().cpu()
-                if "write" in request:
-                    torch.save(out, request["write"])
-                if "compare" in request:
-                    right = torch.load(request["compare"], weights_only=True)
-                    answer["error"] = float((out - right).norm() / right.norm())
-                del out
-            elif "run" in request:
-                peak.start()
-                start = time.perf_counter()
-                out = run()
-                if ON_GPU:
-                    torch.cuda.synchronize()
-                answer = {"seconds": time.perf_counter() - start, "bytes": peak.stop()}
-                del out
-            else:
-                run = model = None
-                gc.collect()
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# In the process that asks
-
-
-class Contestant:
-    """A process that works on request."""
-
-    def __init__(self, name: str):
-        command = [sys.executable, __file__, "--work", name]
-        self.name = name
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended with code {self.process.wait()} at {request}.")
-        return json.loads(line)
-
-
-def measure(contestants: list[Contestant], case: Case, rounds: int, folder: Path) -> dict[str, Any]:
-    """Run one case by all contestants in turn; errors are against diffusers in float32."""
-    reference = folder / "reference.pt"
-    oracle = next(each for each in contestants if each.name == "diffusers")
-    oracle.ask(case=asdict(replace(case, dtype="float32")), write=str(reference))
-    results = {each.name: each.ask(case=asdict(case), compare=str(reference)) for each in contestants}
-    runs: dict[str, list[dict[str, Any]]] = {each.name: [] for each in contestants}
-    for number in range(rounds):
-        for each in contestants if number % 2 == 0 else reversed(contestants):
-            runs[each.name].append(each.ask(run=True))
-    for each in contestants:
-        each.ask()
-        seconds = [run["seconds"] for run in runs[each.name]]
-        peaks = [run["bytes"] for run in runs[each.name] if run["bytes"] is not None]
-        results[each.name] |= {
-            "seconds": statistics.median(seconds),
-            "fastest": min(seconds),
-            "slowest": max(seconds),
-            "mib": round(max(peaks) / 2**20) if peaks else None,
-        }
+def measure_part(workers: dict[str, common.Worker], part: str, work: list[Case], rounds: int) -> dict[str, Any]:
+    """Measure the cases of a part and show each as it comes."""
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for case in work:
+            if case.kind == "pipeline":
+                sizes = weights.T5_XXL if ON_GPU and not case.heads else weights.T5_SMALL
+                variant = weights.variant_of(case.variant, case.layers, case.heads, sizes["d_model"])
+                weights.write_pipeline(Path(folder) / "pipeline", variant, sizes, getattr(torch, case.dtype))
+                case = replace(case, folder=str(Path(folder) / "pipeline"))
+            results[case.name] = measure(workers, case, rounds, Path(folder))
+            results[case.name].pop("folder")
+            show({case.name: results[case.name]})
     return results
 
 
-def show(case: Case, results: dict[str, Any]) -> None:
-    base = results["diffusers"]
-    print(f"\n{case.name}, {case.dtype}")
-    for name, row in results.items():
-        print(
-            f"  {name:10} {row['seconds']:8.3f} s ({row['fastest']:.3f} to {row['slowest']:.3f})"
-            f"  {row['seconds'] / base['seconds']:5.2f} of diffusers"
-            f"  {row['mib']} MiB  error {row['error']:.1e}",
-            flush=True,
-        )
+# --- showing ----------------------------------------------------------------------------------------------------------
 
 
-def plot_growth(grown: dict[str, dict[str, Any]], path: Path) -> dict[str, Any]:
-    """Plot seconds and memory of decoding against frames; return the exponents of the seconds."""
-    import matplotlib
+def show(part: dict[str, Any]) -> None:
+    """Print a table for each case of a part."""
+    for name, result in part.items():
+        rows = result["rows"]
+        print(f"\n{name}, {result['dtype']}")
+        for contestant, row in rows.items():
+            stages = ", ".join(f"{stage} {row[stage]:.2f}" for stage in STAGES if stage in row)
+            print(
+                f"  {contestant:10} {row['seconds']:8.3f} s ({row['fastest']:.3f} to {row['slowest']:.3f})"
+                f"  {common.times(row, rows[BASE]):5.2f} of {BASE}  {row['mib']} MiB  error {row['error']:.1e}"
+                f"{'  ' + stages if stages else ''}",
+                flush=True,
+            )
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    exponents = {}
-    for name in CONTESTANTS:
-        rows = [(row["frames"], row[name]["seconds"], row[name]["mib"]) for row in grown.values()]
-        frames, seconds, mib = zip(*rows, strict=True)
-        axes[0].plot(frames, seconds, "o-", label=name)
-        if None not in mib:
-            axes[1].plot(frames, mib, "o-", label=name)
-        exponents[name] = round(float(np.polyfit(np.log(frames[1:]), np.log(seconds[1:]), 1)[0]), 2)
-    for axis, title in zip(axes, ("seconds", "peak memory above weights, MiB"), strict=True):
-        axis.set(xlabel="frames", title=title)
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    return exponents
+def show_files(paths: list[Path]) -> None:
+    """Print the tables of results written before; those of two runs are refused, for they would be compared."""
+    found = [json.loads(path.read_text("utf-8")) for path in paths]
+    for results in found[1:]:
+        for part in NETWORKS:
+            for name in found[0].get(part, {}).keys() & results.get(part, {}).keys():
+                common.times(found[0][part][name]["rows"][BASE], results[part][name]["rows"][BASE])
+    for results in found:
+        print(json.dumps(results["machine"], indent=2))
+        for part in (*NETWORKS, "pipeline", "growth"):
+            show(results.get(part, {}))
+
+
+def growth_along(grown: dict[str, Any], kind: str, axis: str) -> list[dict[str, Any]]:
+    """Return the results of `kind` in which only `axis` grows, smallest first."""
+    found = [result for result in grown.values() if result["kind"] == kind]
+    fixed = (lambda r: r["shape"][1:]) if axis == "frames" else (lambda r: r["shape"][0])
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for result in found:
+        groups.setdefault(str(fixed(result)), []).append(result)
+    return sorted(max(groups.values(), key=len), key=lambda result: extent(result, axis))
+
+
+def extent(result: dict[str, Any], axis: str) -> float:
+    """Return how far a result goes along `axis`: frames, or megapixels of one frame."""
+    return result["frames"] if axis == "frames" else result["shape"][1] * result["shape"][2] * 64 / 1e6
+
+
+def plot_growth(grown: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Plot seconds and memory against frames and against size; return the figure and the exponents."""
+    fields = (("seconds", "seconds"), ("mib", "peak memory beside weights, MiB"))
+    figure, axes = common.figure(2, 4)
+    exponents: dict[str, Any] = {}
+    for line, kind in zip(axes, ("transformer", "decode"), strict=True):
+        for column, (axis, (field, title)) in enumerate((axis, field) for axis in AXES for field in fields):
+            results = growth_along(grown, kind, axis)
+            x = [extent(result, axis) for result in results]
+            for contestant in CONTESTANTS:
+                y = [result["rows"][contestant][field] for result in results]
+                if None not in y:
+                    line[column].plot(x, y, "o-", label=contestant)
+                power = common.exponent(x[1:] if axis == "frames" else x, y[1:] if axis == "frames" else y)
+                exponents.setdefault(f"{kind}, {field} with {axis}", {})[contestant] = power
+            line[column].set(xlabel="frames" if axis == "frames" else "megapixels", title=f"{kind}: {title}")
+            line[column].legend()
+    return figure, exponents
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
+    parts = ("transformer", "decode", "encode", "pipeline", "growth", "released")
+    native = ON_GPU or bfloat16_is_native()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=("transformer", "decode", "encode", "growth"))
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART", help=", ".join(parts))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--quick", action="store_true", help="the first of the cases only")
+    parser.add_argument(
+        "--dtype", default="bfloat16" if native else "float32", choices=("bfloat16", "float16", "float32")
+    )
+    parser.add_argument("--quick", action="store_true", help="next to nothing, to see that it runs; nothing is written")
+    parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print the tables of results")
     parser.add_argument("--work", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        work(args.work)
+        import_host()
+        common.answer_requests(Contestant(args.work).answer)
+        return
+    if args.show:
+        show_files(args.show)
         return
     name = f"speed-{'gpu' if ON_GPU else 'cpu'}"
-    contestants = [Contestant(each) for each in CONTESTANTS]
-    results: dict[str, Any] = {"rounds": args.rounds, "dtype": args.dtype}
-    with tempfile.TemporaryDirectory() as folder:
-        for part, list_ in cases(args.dtype, args.quick).items():
-            if args.only and part not in args.only:
-                continue
-            results[part] = {}
-            for case in list_:
-                rows = measure(contestants, case, args.rounds, Path(folder))
-                show(case, rows)
-                frames = 4 * (case.shape[0] - 1) + 1
-                results[part][case.name] = {"frames": frames, **rows}
-    for each in contestants:
-        each.process.stdin.close()
-        each.process.wait()
-    if "growth" in results:
-        common.RESULTS.mkdir(exist_ok=True)
-        results["exponents"] = plot_growth(results["growth"], common.RESULTS / f"{name}.png")
-    common.save(name, results)
+    results = common.load(name)
+    if results.get("machine") != common.machine():
+        results = {}
+    print(json.dumps(common.machine(), indent=2))
+    workers = {each: common.Worker(__file__, each) for each in CONTESTANTS}
+    for part, work in cases(args.dtype, args.quick).items():
+        if part in args.only:
+            results[part] = measure_part(workers, part, work, 1 if args.quick else args.rounds)
+    for worker in workers.values():
+        worker.close()
+    if "growth" in args.only:
+        figure, results["exponents"] = plot_growth(results["growth"])
+        print(json.dumps(results["exponents"], indent=2))
+        if not args.quick:
+            common.save_figure(figure, name)
+    if "released" in args.only and (ON_GPU or args.quick):
+        from pack.benchmarks import released
+
+        results["released"] = released.measure_all(args.quick)
+    elif "released" in args.only:
+        print("\nThe released sizes need a graphics card; on one this command measures them too.")
+    if not args.quick:
+        common.save(name, results)
 
 
 if __name__ == "__main__":

@@ -34,14 +34,15 @@ def own_weights(layer: nn.Module, x: Tensor) -> Iterator[Kernel]:
 
 
 @cache
-def _bfloat16_is_native() -> bool:
+def bfloat16_is_native() -> bool:
+    """Say whether this CPU multiplies bfloat16 by itself; PyTorch emulates it elsewhere."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since PyTorch 2.10
     return capabilities.get("architecture") != "x86_64" or capabilities["avx512_bf16"] or capabilities["amx_bf16"]
 
 
 def _arithmetic(x: Tensor) -> torch.dtype:
     """Return the type to multiply in: float32 where a CPU only emulates bfloat16, which takes three times as long."""
-    emulated = x.device.type == "cpu" and x.dtype == torch.bfloat16 and not _bfloat16_is_native()
+    emulated = x.device.type == "cpu" and x.dtype == torch.bfloat16 and not bfloat16_is_native()
     return torch.float32 if emulated else x.dtype
 
 

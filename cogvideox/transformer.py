@@ -239,10 +239,10 @@ class CogVideoXTransformer3DModel(nn.Module):
         )
         self.norm_out = AdaLayerNorm(config, **factory)
         del factory["operations"]
-        self.held_tables: tuple[tuple, Tables] | None = None
         self.norm_final = operations.LayerNorm(dim, eps=config.norm_eps, **factory)
         patch = config.patch_size**2 * (config.patch_size_t or 1)
         self.proj_out = operations.Linear(dim, patch * config.out_channels, **factory)
+        self.held_tables: tuple[tuple, Tables] | None = None  # the tables of the last shape, behind what they are of
 
     def forward(
         self,

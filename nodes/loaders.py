@@ -7,7 +7,8 @@ from comfy_api.latest import io
 
 from ..cogvideox.checkpoint import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
 from .host.files import find_pipeline, model_file, pipelines
-from .host.loading import WEIGHT_DTYPES, describe, load_clip, load_model, load_pipeline, load_vae
+from .host.loading import describe, load_clip, load_model, load_pipeline, load_vae
+from .host.precision import WEIGHT_DTYPES
 from .host.text_encoder import show_on_node
 
 CATEGORY = "CogVideoX/loaders"
@@ -15,8 +16,9 @@ MODEL_FOLDERS = ("diffusion_models", "unet")
 VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
 
 WEIGHT_DTYPE_TOOLTIP = (
-    "How the weights are kept in memory. auto: as in the file, or what the card computes with. fp8: half the memory of "
-    "16 bits (the large matrices only), some loss of detail. fp16 suits 2B; the 5B models are computed in bf16. "
+    "How the weights are kept in memory. auto: as in the file, or what the card computes with. fp8: the large matrices "
+    "in 8 bits, scaled, some loss of detail; fast also multiplies in 8 bits on cards that can (RTX 40 and newer). "
+    "fp16 suits 2B; the 5B models are computed in bf16. "
     "A pipeline's VAE follows bf16, fp16 and fp32; its text encoder stays as in its file."
 )
 VARIANT_TOOLTIP = "For what a file cannot tell; leave on auto for every released model. " + " ".join(

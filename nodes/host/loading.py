@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,30 +22,26 @@ from ...cogvideox.checkpoint import (
     transformer_config,
     vae_config,
 )
-from ...cogvideox.keys import KNOWN_PREFIXES, QUANT_SUFFIXES
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.vae import AutoencoderKLCogVideoX
 from ...cogvideox.variants import TransformerConfig, VAEConfig, Variant
 from .files import ModelFileError, StateDict, read_config, read_folder, read_json, read_state_dict
 from .model import ModelConfig, forget_tables, sample_with_leading_latent
+from .precision import (
+    FLOAT8,
+    FP8_FAST,
+    WEIGHT_DTYPES,
+    cast_weights,
+    check_quantisation,
+    choose_dtype,
+    mark_quantised_layers,
+    multiply_in_eight_bits,
+    quantise,
+)
 from .text_encoder import load_text_encoder
 from .vae import VAE
 
 log = logging.getLogger(__name__)
-
-WEIGHT_DTYPES = {
-    "auto": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
-}
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-
-# The weights that stand eight bits: the large matrices of the blocks. Embeddings, norms and biases do not
-# (the keep list of the older pack and of torchao's CogVideoX recipe).
-EIGHT_BIT = re.compile(r"transformer_blocks\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))\.weight")
 
 PADDING_KEY = "cogvideox_leading_latent"
 TABLES_KEY = "cogvideox_position_tables"
@@ -61,10 +56,15 @@ def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", di
     check_keys(state_dict, {key: tensor.shape for key, tensor in expected.items()})
     check_quantisation(state_dict)
 
+    wanted = WEIGHT_DTYPES[weight_dtype]
+    if wanted in FLOAT8:
+        quantise(state_dict, wanted)
+    if weight_dtype == FP8_FAST:
+        multiply_in_eight_bits(state_dict, variant.transformer)
     model_config = ModelConfig(variant)
     model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
-    dtype = choose_dtype(model_config, state_dict, WEIGHT_DTYPES[weight_dtype])
-    if model_config.quant_config is None:
+    dtype = choose_dtype(model_config, state_dict, wanted)
+    if model_config.quant_config is None and dtype not in FLOAT8:
         cast_weights(state_dict, dtype)
     patcher = make_patcher(model_config, state_dict, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype, override))
@@ -91,65 +91,9 @@ def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant]:
     return state_dict, detect_variant(state_dict, config, scheduler, vae, override, pipeline)
 
 
-def mark_quantised_layers(state_dict: StateDict, metadata: dict[str, str]) -> None:
-    """Put what a file's metadata says of quantised layers beside their weights, so that it is renamed with them."""
-    marks, _ = comfy.utils.convert_old_quants({}, "", metadata=metadata)
-    for key, mark in marks.items():  # named as in the file, or without the file's prefix
-        weight = key.replace("comfy_quant", "weight")
-        prefix = next((prefix for prefix in KNOWN_PREFIXES if prefix + weight in state_dict), "")
-        state_dict[prefix + key] = mark
-
-
-def check_quantisation(state_dict: StateDict) -> None:
-    """Raise where a layer is quantised and the host is not told how: it would use the scaled numbers as they are."""
-    for key in state_dict:
-        layer, _, suffix = key.rpartition(".")
-        if suffix in QUANT_SUFFIXES and f"{layer}.comfy_quant" not in state_dict:
-            raise ModelFileError(
-                f"The file is quantised in a way that ComfyUI does not read ({key}). "
-                "Use the unquantised file of the model with weight_dtype fp8_e4m3fn, or one quantised for ComfyUI."
-            )
-
-
 def defaults(config: type) -> dict[str, Any]:
     """Return the fields of a config dataclass with their defaults."""
     return {field.name: field.default for field in fields(config)}
-
-
-def choose_dtype(config: ModelConfig, state_dict: StateDict, wanted: torch.dtype | None) -> torch.dtype:
-    """Set how weights are stored and computed with on `config`; return the storage type of unquantised weights.
-
-    Never wider than the file unless asked: a card without bfloat16 computes in float32 layer by layer.
-    """
-    device = comfy.model_management.get_torch_device()
-    supported = list(config.supported_inference_dtypes)
-    in_file = comfy.utils.weight_dtype(state_dict)
-    dtype = wanted
-    if dtype is None:
-        parameters = comfy.utils.calculate_parameters(state_dict)
-        dtype = comfy.model_management.unet_dtype(
-            model_params=parameters, supported_dtypes=supported, weight_dtype=in_file
-        )
-        if in_file is not None and in_file.itemsize < dtype.itemsize:
-            dtype = in_file
-    if config.quant_config is not None:
-        compute = comfy.model_management.unet_manual_cast(None, device, supported)
-    elif dtype in supported:
-        compute = comfy.model_management.unet_manual_cast(dtype, device, supported)
-    else:  # storage only, as with eight bits: fp16 in a model that overflows in it
-        compute = comfy.model_management.unet_manual_cast(torch.float8_e4m3fn, device, supported)
-    config.set_inference_dtype(dtype, compute, device=device)
-    return dtype
-
-
-def cast_weights(state_dict: StateDict, dtype: torch.dtype) -> None:
-    """Cast weights in place of the dict, one after the other; eight bits only where the model bears them."""
-    for key, tensor in state_dict.items():
-        kept = dtype
-        if dtype in FLOAT8 and not EIGHT_BIT.fullmatch(key):
-            kept = torch.bfloat16 if tensor.dtype.itemsize < 4 else tensor.dtype
-        if tensor.dtype != kept and not (tensor.dtype in FLOAT8 and dtype in FLOAT8):
-            state_dict[key] = tensor.to(kept)
 
 
 def make_patcher(config: ModelConfig, state_dict: StateDict, disable_dynamic: bool):

@@ -28,9 +28,10 @@ log = logging.getLogger(__name__)
 # Keeps the noise of the extra leading latent apart from what the host draws from the same seed.
 PAD_SEED = 0x436F67566964
 
-# Working memory of one forward, in widths of the token stream D per token: the feed-forward holds the sequence, its
-# normalised copy and the hidden layer before and after GELU (4 D each), attention about as much. An estimate.
-WORKING_WIDTHS = 18
+# Working memory of one forward, in widths of the token stream D per token. Counted as the tensors alive at once in
+# bfloat16: 10.6 (2B) to 11.2, where rotary positions turn queries and keys in float32; the feed-forward holds 10. Some
+# more for what a kernel keeps to itself. Not measured on a graphics card.
+WORKING_WIDTHS = 12
 
 PROMPT_NEEDED = "Connect CogVideoX Text Encode; the negative prompt may be empty text."
 

@@ -10,13 +10,13 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
-import comfy.utils
 import torch
 
 from ...cogvideox import slabs
 from ...cogvideox import vae as model
 from ...cogvideox.latents import latent_frames, pixel_frames
 from ...cogvideox.variants import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VAEConfig
+from .progress import host_progress
 
 # Working memory of the coders, in elements per pixel of the largest chunk of a video. Counted as the tensors alive at
 # once, released shape, 240 x 160 px: decode 741 (3 latents), 954 (5) and 1112 (13), encode 413 (9 frames), 634 (17) and
@@ -29,17 +29,6 @@ KEPT_ELEMENTS = 450
 # In slabs, counted in bfloat16 without what is kept: 1.5 GB at 720 x 480 px, 3.0 GB at 1360 x 768 px. Those are the
 # last level's result, 128 channels, and some slabs; or else three activations of a level that is not cut.
 SLAB_RESULT_ELEMENTS, SLABS_AT_ONCE, WHOLE_AT_ONCE = 150, 10, 3.5
-
-
-def host_progress(total: int):
-    """Return a callback that moves the node's progress bar and stops where the artist pressed cancel."""
-    bar = comfy.utils.ProgressBar(total)
-
-    def step(done: int, total: int) -> None:
-        bar.update_absolute(done, total)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    return step
 
 
 @contextmanager

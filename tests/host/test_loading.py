@@ -20,7 +20,7 @@ from pack.cogvideox.transformer import CogVideoXTransformer3DModel
 from pack.cogvideox.vae import AutoencoderKLCogVideoX
 from pack.cogvideox.variants import COGVIDEOX_15_5B, TransformerConfig
 from pack.demo import tiny_pipeline
-from pack.nodes.host import loading
+from pack.nodes.host import loading, precision
 from pack.nodes.host.conditioning import empty_latent, image_to_video
 from pack.nodes.host.files import ModelFileError
 from pack.tests.model.test_checkpoint import prefixed, to_core, to_sat
@@ -30,6 +30,7 @@ import nodes
 
 from . import pipelines
 from .pipelines import FRAMES, HEIGHT, VARIANTS, WIDTH, relative_error
+from .test_vae import peak_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # What no key tells of a small model: which positions it has.
@@ -110,7 +111,7 @@ def assert_same_weights(patcher, expected) -> None:
     assert actual.keys() == expected.keys()
     for key, tensor in expected.items():
         assert actual[key].dtype == tensor.dtype, key
-        assert torch.equal(actual[key].view(torch.uint8), tensor.view(torch.uint8)), key
+        assert torch.equal(actual[key].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)), key
 
 
 # --- layouts --------------------------------------------------------------------------------------------------------
@@ -248,33 +249,17 @@ def assert_close(patcher, bound: float, variant: str = "1.5") -> None:
 
 
 @pytest.mark.parametrize("variant", ["2b", "5b-i2v", "1.5-i2v"])
-@pytest.mark.parametrize("weight_dtype", PRECISION)
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp16", "fp32"])
 def test_weights_are_stored_as_asked_and_computed_exactly(weight_dtype, variant):
     patcher = loading.load_model(str(folder(variant)), weight_dtype)
-    dtype = loading.WEIGHT_DTYPES[weight_dtype]
-    for key, tensor in parameters(patcher).items():
-        kept = dtype not in loading.FLOAT8 or loading.EIGHT_BIT.fullmatch(key)
-        assert tensor.dtype == (dtype if kept else torch.float32), key
+    assert {tensor.dtype for tensor in parameters(patcher).values()} == {precision.WEIGHT_DTYPES[weight_dtype]}
     assert patcher.model.get_dtype_inference() == torch.float32  # the host computes so on a CPU
     assert_close(patcher, PRECISION[weight_dtype], variant)
 
 
-def test_the_eight_bit_weights_are_the_matrices_of_the_blocks():
-    chosen = [key for key in weights("5b-i2v") if loading.EIGHT_BIT.fullmatch(key)]
-    names = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
-    assert sorted(chosen) == sorted(f"transformer_blocks.{n}.{name}.weight" for n in (0, 1) for name in names)
-
-
-def test_what_stays_wider_in_an_eight_bit_model_is_bf16_of_a_half_precision_file(tmp_path):
-    half = {key: tensor.half() for key, tensor in weights("1.5").items()}
-    patcher = loading.load_model(saved(tmp_path / "a.safetensors", half), "fp8_e4m3fn")
-    for key, tensor in parameters(patcher).items():
-        assert tensor.dtype == (torch.float8_e4m3fn if loading.EIGHT_BIT.fullmatch(key) else torch.bfloat16), key
-
-
 @pytest.mark.parametrize("weight_dtype", PRECISION)
 def test_auto_keeps_the_type_of_the_file_and_copies_nothing(weight_dtype, tmp_path, monkeypatch):
-    dtype, read = loading.WEIGHT_DTYPES[weight_dtype], {}
+    dtype, read = precision.WEIGHT_DTYPES[weight_dtype], {}
     path = saved(tmp_path / "a.safetensors", {key: tensor.to(dtype) for key, tensor in weights("1.5").items()})
 
     def remembered(path, original=loading.read_state_dict):
@@ -296,7 +281,7 @@ def test_auto_keeps_the_type_of_the_file_and_copies_nothing(weight_dtype, tmp_pa
 
 def test_auto_keeps_the_types_of_a_file_that_mixes_them(tmp_path):
     mixed = {
-        key: tensor.to(torch.float8_e4m3fn if loading.EIGHT_BIT.fullmatch(key) else torch.bfloat16)
+        key: tensor.to(torch.float8_e4m3fn if precision.EIGHT_BIT.fullmatch(key) else torch.bfloat16)
         for key, tensor in weights("1.5").items()
     }
     patcher = loading.load_model(saved(tmp_path / "a.safetensors", mixed))
@@ -308,15 +293,197 @@ def test_auto_keeps_the_types_of_a_file_that_mixes_them(tmp_path):
 def test_an_eight_bit_file_can_be_widened(weight_dtype, tmp_path):
     narrow = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in weights("1.5").items()}
     patcher = loading.load_model(saved(tmp_path / "a.safetensors", narrow), weight_dtype)
-    dtype = loading.WEIGHT_DTYPES[weight_dtype]
+    dtype = precision.WEIGHT_DTYPES[weight_dtype]
     assert_same_weights(patcher, {key: tensor.to(dtype) for key, tensor in narrow.items()})
 
 
 def test_describe_says_what_was_loaded_and_how():
     assert loading.describe(reference("1.5")).startswith("CogVideoX (custom, 64 wide, 2 layers), fp32, ")
-    narrow = loading.load_model(str(folder("1.5")), "fp8_e5m2")
-    assert ", fp8_e5m2, " in loading.describe(narrow)
-    assert loading.describe(narrow) != loading.describe(reference("1.5")).replace("fp32", "fp8_e5m2")  # the size too
+    narrow = loading.describe(loading.load_model(str(folder("1.5")), "fp8_e5m2"))
+    assert ", fp8_e5m2 quantised, " in narrow
+    assert narrow != loading.describe(reference("1.5")).replace("fp32", "fp8_e5m2 quantised")  # the size too
+
+
+# --- eight bits -----------------------------------------------------------------------------------------------------
+
+# Relative error of one forward against the same weights in fp32, as measured: bf16, fp8_e4m3fn, fp8_e5m2, and
+# fp8_e4m3fn_fast where the device multiplies in eight bits.
+EIGHT_BIT_ERROR = {
+    "2b": (2.8e-3, 8.2e-3, 2.0e-2, 1.03e-2),
+    "5b": (2.9e-3, 9.0e-3, 1.7e-2, 1.07e-2),
+    "5b-i2v": (3.2e-3, 1.33e-2, 2.5e-2, 1.59e-2),
+    "1.5": (2.9e-3, 7.0e-3, 1.4e-2, 7.2e-3),
+    "1.5-i2v": (3.4e-3, 9.9e-3, 2.0e-2, 1.05e-2),
+}
+# Which layers of a block may multiply in eight bits where that is asked for.
+FAST_LAYERS = {
+    "5b": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj"),
+    "1.5": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
+}
+
+
+def error_of(weight_dtype: str, variant: str) -> float:
+    patcher = loading.load_model(str(folder(variant)), weight_dtype)
+    return relative_error(velocity(patcher, variant), velocity(reference(variant), variant))
+
+
+def marks(state_dict) -> dict[str, dict]:
+    """Return what the host is told of each quantised layer."""
+    return {
+        key.removesuffix(".comfy_quant"): json.loads(bytes(mark.tolist()))
+        for key, mark in state_dict.items()
+        if key.endswith(".comfy_quant")
+    }
+
+
+def test_the_eight_bit_weights_are_the_matrices_of_the_blocks():
+    chosen = [key for key in weights("5b-i2v") if precision.EIGHT_BIT.fullmatch(key)]
+    names = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
+    assert sorted(chosen) == sorted(f"transformer_blocks.{n}.{name}.weight" for n in (0, 1) for name in names)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_error_of_eight_bits_is_as_stated(variant, record_property):
+    bf16, *stated, _ = EIGHT_BIT_ERROR[variant]
+    assert error_of("bf16", variant) == pytest.approx(bf16, rel=0.1)
+    for weight_dtype, expected in zip(FLOAT8, stated, strict=True):
+        error = error_of(weight_dtype, variant)
+        record_property(weight_dtype, error)
+        assert error == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_error_of_multiplying_in_eight_bits_is_as_stated(variant, monkeypatch):
+    """On a CPU the host rounds what goes in to eight bits as well, and multiplies that in fp32."""
+    slow = error_of("fp8_e4m3fn_fast", variant)
+    assert slow == error_of("fp8_e4m3fn", variant)  # a device that cannot is not asked to
+    monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda device=None: True)
+    assert error_of("fp8_e4m3fn", variant) == slow
+    assert error_of("fp8_e4m3fn_fast", variant) == pytest.approx(EIGHT_BIT_ERROR[variant][-1], rel=0.1)
+
+
+@pytest.mark.parametrize("variant", ["5b", "1.5"])
+@pytest.mark.parametrize("weight_dtype", [*FLOAT8, "fp8_e4m3fn_fast"])
+def test_large_matrices_are_scaled_into_eight_bits_and_the_rest_stays(weight_dtype, variant):
+    stored, dtype = parameters(loading.load_model(str(folder(variant)), weight_dtype)), FLOAT8[weight_dtype[:10]]
+    rounding = torch.finfo(dtype).eps / 2
+    for key, tensor in weights(variant).items():
+        if not precision.EIGHT_BIT.fullmatch(key):
+            assert stored[key].dtype == torch.float32 and torch.equal(stored[key], tensor), key
+            continue
+        scale = stored[f"{key}_scale"]
+        assert stored[key].dtype == dtype
+        assert stored[key].float().abs().max() == torch.finfo(dtype).max  # all of the range is used
+        smallest = scale * torch.finfo(dtype).smallest_normal
+        bound = rounding * 1.001 * tensor.abs().clamp(min=smallest)
+        assert ((stored[key].float() * scale - tensor).abs() <= bound).all(), key
+    fast = FAST_LAYERS[variant] if weight_dtype.endswith("fast") else ()
+    number_format = str(dtype).removeprefix("torch.")
+    for layer, mark in marks(stored).items():
+        exact = {} if layer.split(".", 2)[2] in fast else {"full_precision_matrix_mult": True}
+        assert mark == {"format": number_format, **exact}, layer
+
+
+def test_scaling_loses_less_than_a_plain_cast_at_the_released_width():
+    """A weight of 3072 inputs is about 0.02, where eight bits without a scale run out of exponents."""
+    weight = torch.randn(256, 3072, generator=torch.Generator().manual_seed(0)) / 3072**0.5
+    state_dict = {"transformer_blocks.0.ff.net.2.weight": weight}
+    precision.quantise(state_dict, torch.float8_e4m3fn)
+    narrow, scale, _ = state_dict.values()
+    assert relative_error(weight.to(torch.float8_e4m3fn).float(), weight) == pytest.approx(0.0350, rel=0.02)
+    assert relative_error(narrow.float() * scale, weight) == pytest.approx(0.0265, rel=0.02)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 60000.0])
+def test_matrices_of_any_size_of_numbers_are_scaled(value):
+    state_dict = {"transformer_blocks.0.attn1.to_q.weight": torch.full((4, 4), value, dtype=torch.bfloat16)}
+    before = state_dict["transformer_blocks.0.attn1.to_q.weight"].float()
+    precision.quantise(state_dict, torch.float8_e4m3fn)
+    narrow, scale, _ = state_dict.values()
+    assert torch.allclose(narrow.float() * scale, before, rtol=1e-6, atol=0)
+
+
+def test_quantising_never_holds_two_copies_of_a_model():
+    matrix, layers = (256, 128), 32
+
+    def run():
+        blocks = (f"transformer_blocks.{n}.ff.net.2.weight" for n in range(layers))
+        precision.quantise({key: torch.zeros(matrix, dtype=torch.bfloat16) for key in blocks}, torch.float8_e4m3fn)
+
+    one = 256 * 128
+    assert 2 * layers * one < peak_of(run) <= (2 * layers + 12) * one  # bytes: the model and one matrix in float32
+
+
+def test_what_stays_wider_in_an_eight_bit_model_keeps_the_type_of_the_file(tmp_path):
+    half = {key: tensor.half() for key, tensor in weights("1.5").items()}
+    stored = parameters(loading.load_model(saved(tmp_path / "a.safetensors", half), "fp8_e4m3fn"))
+    for key in half:
+        if precision.EIGHT_BIT.fullmatch(key):
+            assert stored[key].dtype == torch.float8_e4m3fn, key
+        else:  # the host takes the matrices it does not quantise in the type it computes in
+            assert torch.equal(stored[key].half(), half[key]), key
+
+
+@pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"])
+def test_a_plain_eight_bit_file_keeps_its_numbers(weight_dtype, tmp_path):
+    narrow = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in weights("1.5").items()}
+    path = saved(tmp_path / "a.safetensors", narrow)
+    patcher = loading.load_model(path, weight_dtype)
+    stored = parameters(patcher)
+    assert all(torch.equal(stored[key].float(), tensor.float()) for key, tensor in narrow.items())
+    assert all(stored[f"{layer}.weight_scale"] == 1 for layer in marks(stored))
+    assert {mark["format"] for mark in marks(stored).values()} == {"float8_e4m3fn"}
+    exact = [mark.get("full_precision_matrix_mult", False) for mark in marks(stored).values()]
+    assert exact.count(True) == (4 if weight_dtype.endswith("fast") else 12)  # of 2 blocks
+    assert torch.equal(velocity(patcher), velocity(loading.load_model(path)))
+
+
+def test_a_scaled_file_may_multiply_in_eight_bits_where_that_is_asked_for(tmp_path):
+    state_dict, layers = scaled(weights("1.5"), "scale_weight")
+    marker = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}  # two elements: widen to multiply
+    path = saved(tmp_path / "a.safetensors", state_dict | marker)
+    for weight_dtype in ("auto", "fp8_e4m3fn", "fp8_e4m3fn_fast"):
+        stored = parameters(loading.load_model(path, weight_dtype))
+        assert all(torch.equal(stored[f"{n}.weight"].float(), state_dict[f"{n}.weight"].float()) for n in layers)
+        exact = {name for name, mark in marks(stored).items() if mark.get("full_precision_matrix_mult")}
+        fast = weight_dtype.endswith("fast")
+        assert exact == {layer for layer in layers if not fast or ".ff." in layer}
+
+
+# --- LoRAs on eight bits --------------------------------------------------------------------------------------------
+
+
+def lora(variant: str) -> dict[str, torch.Tensor]:
+    """Return a LoRA of rank 4 on every matrix of the blocks, about half of them in size."""
+    generator, out = torch.Generator().manual_seed(3), {}
+    for key, tensor in weights(variant).items():
+        if precision.EIGHT_BIT.fullmatch(key):
+            layer, (rows, columns) = f"diffusion_model.{key.removesuffix('.weight')}", tensor.shape
+            down, up = (torch.randn(shape, generator=generator) for shape in ((4, columns), (rows, 4)))
+            out |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": 0.25 * up / columns**0.5}
+    return out
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", "fp8_e4m3fn_fast"])
+def test_a_lora_on_eight_bits_does_what_it_does_on_the_whole(weight_dtype, resident):
+    """Resident, the sum is rounded to eight bits again; offloaded, it is made in each pass."""
+    wide, narrow = (loading.load_model(str(folder("1.5")), kind) for kind in ("fp32", weight_dtype))
+    whole, _ = comfy.sd.load_lora_for_models(wide, None, lora("1.5"), 1.0, 0.0)
+    patched, _ = comfy.sd.load_lora_for_models(narrow, None, lora("1.5"), 1.0, 0.0)
+    assert len(patched.patches) == 12
+    before, plain = {key: tensor.clone() for key, tensor in parameters(narrow).items()}, velocity(narrow)
+    results = []
+    for patcher in (whole, patched):
+        patcher.patch_model(torch.device("cpu"), 1 if patcher is patched and not resident else 0)
+        results.append(velocity(patcher))
+        patcher.unpatch_model(torch.device("cpu"))
+    change = relative_error(results[0], velocity(wide))
+    error = relative_error(results[1], results[0])
+    assert change > 0.1
+    assert 0 < error <= (2e-2 if resident else 1e-2)
+    assert_same_weights(narrow, before)
+    assert torch.equal(velocity(narrow), plain)
 
 
 # --- quantised files ------------------------------------------------------------------------------------------------
@@ -326,7 +493,7 @@ def scaled(state_dict, scale_name: str, dtype=torch.float8_e4m3fn):
     """Return the weights with the large matrices scaled into eight bits, and the names of those layers."""
     out, layers = {}, []
     for key, tensor in state_dict.items():
-        if loading.EIGHT_BIT.fullmatch(key):
+        if precision.EIGHT_BIT.fullmatch(key):
             layer = key.removesuffix(".weight")
             out[f"{layer}.{scale_name}"] = scale = tensor.abs().amax() / torch.finfo(dtype).max
             tensor, layers = (tensor / scale).to(dtype), [*layers, layer]
@@ -408,13 +575,26 @@ def test_a_saved_model_holds_diffusers_names_and_loads_bit_for_bit(layout, tmp_p
     assert_same_weights(again, weights("1.5"))
 
 
-@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8_e4m3fn"])
-def test_a_narrow_model_is_saved_as_it_is(weight_dtype):
-    patcher = loading.load_model(str(folder("1.5")), weight_dtype)
-    again = loading.load_model(str(save_with_stock_node(patcher, weight_dtype)))
-    kept = {key: tensor for key, tensor in parameters(patcher).items() if loading.EIGHT_BIT.fullmatch(key)}
-    assert all(torch.equal(parameters(again)[key].view(torch.uint8), kept[key].view(torch.uint8)) for key in kept)
-    assert relative_error(velocity(again), velocity(patcher)) <= PRECISION["bf16"]  # the rest takes the commoner type
+@pytest.mark.parametrize(
+    ("weight_dtype", "variant"),
+    [(weight_dtype, "1.5") for weight_dtype in ("bf16", "fp16", "fp32", "fp8_e4m3fn_fast", "fp8_e5m2")]
+    + [("fp8_e4m3fn", variant) for variant in VARIANTS],
+)
+def test_what_is_saved_loads_again_bit_for_bit(weight_dtype, variant):
+    patcher = loading.load_model(str(folder(variant)), weight_dtype)
+    path = save_with_stock_node(patcher, f"{weight_dtype}-{variant}")
+    assert load_file(path).keys() - {"v_pred", "ztsnr"} == parameters(patcher).keys()
+    assert {key for key in parameters(patcher) if not key.endswith(("_scale", "_quant"))} == weights(variant).keys()
+    again = loading.load_model(str(path), override=OVERRIDES.get(variant, "auto"))
+    assert_same_weights(again, parameters(patcher))
+    assert torch.equal(velocity(again, variant), velocity(patcher, variant))
+
+
+def test_a_plain_eight_bit_model_is_saved_as_it_is(tmp_path):
+    narrow = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in weights("1.5").items()}
+    patcher = loading.load_model(saved(tmp_path / "a.safetensors", narrow))
+    again = loading.load_model(str(save_with_stock_node(patcher, "plain")))
+    assert_same_weights(again, narrow)
 
 
 def test_a_quantised_model_is_saved_quantised(tmp_path):

@@ -395,7 +395,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, *known: torch.Tensor):
         super().__init__()
-        self.peak, self.live = 0, {}
+        self.peak, self.total, self.live = 0, 0, {}  # `total` counts what has died since it was last above the peak
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -403,9 +403,13 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
                 storage = tensor.untyped_storage()
+                _, size = self.live.get(storage._cdata, (None, 0))
                 self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+                self.total += storage.nbytes() - size
+        if self.total > self.peak:
+            self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
+            self.total = sum(size for _, size in self.live.values())
+            self.peak = max(self.peak, self.total)
         return out
 
 
