@@ -28,7 +28,7 @@ LEARNING_RATE = 2e-3
 ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
 PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.")  # AdamW
 WARMUP = 100
-DECAY = 0.35  # of the steps, the last ones
+DECAY = 0.3  # of the steps, the last ones
 FULL_TEXT_SHARE = 0.06  # of the steps, the last ones, with 226 tokens always
 AVERAGE = 0.999  # decay of the averaged weights, which are what is shipped
 SAVE_SAMPLES = 600
@@ -53,7 +53,7 @@ PHASES = (
     Phase(800, 48, latent_cache.LOW, {1: 1.0}),
     Phase(400, 32, latent_cache.LOW, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(800, 48, latent_cache.HIGH, {1: 1.0}),
-    Phase(3000, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+    Phase(5000, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 
