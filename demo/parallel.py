@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import multiprocessing, nn
 
-OWN = 0.85  # of an even share: the process that also steps the optimiser takes fewer samples
+FEWER = 3  # samples than an even share for the process that also prepares the batch and steps the optimiser
 
 Loss = Callable[..., torch.Tensor]
 
@@ -52,7 +52,7 @@ class Workers:
 
     def _split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         count = len(self._helpers)
-        own = len(tensor) if count == 0 else max(round(OWN * len(tensor) / (count + 1)), 1)
+        own = len(tensor) if count == 0 else max(len(tensor) // (count + 1) - FEWER, 1)
         return [tensor[:own], *(tensor[own:].tensor_split(count) if count else ())]
 
 

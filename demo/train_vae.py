@@ -26,7 +26,7 @@ KL_WEIGHT = 1e-5  # per latent value: keeps latents near unit size, costs next t
 ASPECTS = ((64, 96), (96, 64), (64, 64))
 HELD_OUT = 24  # test clips the PSNR is measured on
 WHITEN_CLIPS = 96  # clips the latents' covariance is measured on
-FLOOR = 0.01  # variance a whitened direction is given less than unit size below: noise of the posterior, no detail
+FLOOR = 0.05  # directions of less variance than this stay small: edges, to be painted when the rest is there
 
 
 @dataclass(frozen=True)
