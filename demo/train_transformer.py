@@ -22,7 +22,7 @@ from . import alignment, latent_cache, muon, text, world
 from .latent_cache import Cached, Plan
 from .mini import FRAMES, SNR_SHIFT, model_input, new_text_encoder, new_transformer
 from .parallel import Workers
-from .runs import Run, strip
+from .runs import Run, part_at, strip
 
 LEARNING_RATE = 4e-3
 ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
@@ -105,29 +105,11 @@ def velocity_loss(
     return F.mse_loss(model(model_input(noisy, images), timesteps, numbers), velocity)
 
 
-def training_loss(
-    model: Model,
-    latents: torch.Tensor,
-    noise: torch.Tensor,
-    images: torch.Tensor,
-    numbers: torch.Tensor,
-    timesteps: torch.Tensor,
-    places: torch.Tensor,
-    scene: torch.Tensor,
-) -> torch.Tensor:
-    """Return the velocity's loss plus that of the heads halfway."""
+def training_loss(model: Model, places: torch.Tensor, scene: torch.Tensor, *painting: torch.Tensor) -> torch.Tensor:
+    """Return the loss of the heads halfway, for `alignment.targets`, plus that of the velocity."""
     with alignment.halfway(model.transformer) as hidden:
-        painted = velocity_loss(model, latents, noise, images, numbers, timesteps)
+        painted = velocity_loss(model, *painting)
     return painted + model.heads.loss(hidden, places, scene)
-
-
-def phase_at(step: int) -> Phase:
-    """Return the phase that step number `step` belongs to."""
-    for phase in PHASES:
-        if step < phase.steps:
-            return phase
-        step -= phase.steps
-    return PHASES[-1]
 
 
 def duration(phase: Phase, draw: np.random.Generator) -> int:
@@ -191,8 +173,9 @@ def average(averaged: Model, model: Model, step: int) -> None:
     """Move the averaged weights towards the trained ones, faster at the beginning."""
     decay = min(AVERAGE, (step + 1) / (step + 10))
     with torch.no_grad():
-        for slow, fast in zip(averaged.transformer.parameters(), model.transformer.parameters(), strict=True):
-            slow.lerp_(fast, 1 - decay)
+        for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
+            if fast.requires_grad:
+                slow.lerp_(fast, 1 - decay)
 
 
 def new_run(folder: Path) -> tuple[Run, Model, Model, torch.optim.Optimizer]:
@@ -213,7 +196,6 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
     """Train, or go on, until `limit` or all steps are done; return the averaged model."""
     run, model, averaged, optimiser = new_run(folder)
     workers = Workers(model, training_loss, processes)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     cache: dict[str, Cached] = {}
     recent = []
     torch.set_num_threads(1)  # the processes share the cores
@@ -222,7 +204,7 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
             group["lr"] = learning_rate(step) * group["share"]
         model.heads.begin(step)
         draw = np.random.default_rng((step, 2))
-        phase = phase_at(step)
+        phase = part_at(PHASES, step)
         plan, frames = size(phase, draw), duration(phase, draw)
         if plan.name not in cache:
             cache[plan.name] = latent_cache.load(folder / "latents", plan)
@@ -235,16 +217,16 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
         scene[numbers[:, 0] == text.END] = alignment.IGNORE  # nothing was said
         latents = clip_latents(cached, picks, frames) * latent_scale
         loss = workers.backward(
+            places,
+            scene,
             latents,
             torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)),
             image_latents(cached, picks, frames, draw) * latent_scale,
             numbers,
             explicit_uniform_timesteps(phase.batch, draw),
-            places,
-            scene,
         )
         torch.set_num_threads(processes)  # the others wait meanwhile
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(workers.trained, 1.0)
         optimiser.step()
         average(averaged, model, step)
         torch.set_num_threads(1)
@@ -263,7 +245,7 @@ def show(run: Run, averaged: Model, latent_scale: float, step: int) -> None:
     from .evaluate import Painter, load_vae, text_to_video
 
     painter = Painter(load_vae(run.folder), averaged, latent_scale)
-    phase = phase_at(step)
+    phase = part_at(PHASES, step)
     plan, frames = phase.sizes[0], max(phase.durations)
     score = text_to_video(painter, 24, "short", plan.height, plan.width, frames=frames, steps=20)
     run.facts["held out"] = {key: value for key, value in score.items() if isinstance(value, float)}

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..cogvideox.vae import DECODE_CHUNK, ENCODE_CHUNK, AutoencoderKLCogVideoX, Posterior, _by_chunk
 from . import muon, world
 from .mini import new_vae
-from .runs import Run, strip, to_frames
+from .runs import Run, part_at, strip, to_frames
 
 LEARNING_RATE = 1e-3
 SETTLE_RATE = 2e-4
@@ -44,25 +44,16 @@ STAGES = (
     Stage(700, 8, (9, 9, 1), 32),  # short clips
     Stage(200, 6, (9, 17), 32),  # longer clips
     Stage(800, 3, (9, 17, 9, 1), 0),  # whole pictures, all aspects
+    Stage(200, 3, (9, 17, 9, 1), 0),  # the decoder alone, on whitened latents
 )
-RECONSTRUCTION = sum(stage.steps for stage in STAGES)
-SETTLE = Stage(200, 3, (9, 17, 9, 1), 0)  # the decoder alone, on whitened latents
-STEPS = RECONSTRUCTION + SETTLE.steps
-
-
-def stage_at(step: int) -> Stage:
-    """Return the stage that step number `step` belongs to."""
-    for stage in STAGES:
-        if step < stage.steps:
-            return stage
-        step -= stage.steps
-    return SETTLE
+STEPS = sum(stage.steps for stage in STAGES)
+RECONSTRUCTION = STEPS - STAGES[-1].steps
 
 
 def learning_rate(step: int) -> float:
     """Linear warm-up, then a quarter of a cosine; at the end linearly to zero from a lower start."""
     if step >= RECONSTRUCTION:
-        return SETTLE_RATE * (STEPS - step) / SETTLE.steps
+        return SETTLE_RATE * (STEPS - step) / (STEPS - RECONSTRUCTION)
     return LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * math.cos(math.pi / 2 * step / RECONSTRUCTION))
 
 
@@ -153,10 +144,10 @@ def whiten(vae: AutoencoderKLCogVideoX, count: int = WHITEN_CLIPS) -> float:
     """Give the latents' directions like size, inside the VAE's own weights; return the deviation that is left.
 
     Reconstruction alone puts the ground's colour into one direction with a thousand times the variance of those that
-    tell a circle from a square: a transformer then sees shapes only when all noise is gone, and never learns them. The
-    map z' = (C + FLOOR)^(-1/2) (z - mean) is linear, so the encoder's last convolution and every one of the decoder
-    that reads latents take it in; the decoder sees a difference at the edges of the picture only, where zeros are
-    padded. The posterior's variance becomes its mean.
+    tell a circle from a square: a transformer then sees shapes only when nearly all noise is gone. The map z' = (C +
+    FLOOR)^(-1/2) (z - mean) is linear, so the encoder's last convolution and every one of the decoder that reads
+    latents take it in; the decoder sees a difference at the edges of the picture only, where zeros are padded. The
+    posterior's variance becomes its mean.
     """
     mean, covariance, variance = moments(vae, count)
     values, vectors = torch.linalg.eigh(covariance)
@@ -185,10 +176,10 @@ def train(folder: Path, limit: int | None = None) -> AutoencoderKLCogVideoX:
     run = Run(folder, "vae", vae=vae, optimiser=optimiser)
     recent: list[tuple[float, float]] = []
     for step in run.steps(min(limit or STEPS, STEPS)):
-        stage = stage_at(step)
+        stage = part_at(STAGES, step)
         if step == RECONSTRUCTION:
             run.facts.update(deviation=whiten(vae))
-        vae.encoder.requires_grad_(stage is not SETTLE)
+        vae.encoder.requires_grad_(step < RECONSTRUCTION)
         rate = learning_rate(step)
         for group in optimiser.param_groups:
             group["lr"] = rate
