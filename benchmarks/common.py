@@ -1,15 +1,12 @@
-"""What the measurements share: the pack and the host on the path, timing in turn, results as files."""
+"""What the measurements share: the pack and the host on the path, results as files."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import statistics
 import sys
-import time
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +45,6 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         return {"device": torch.cuda.get_device_name(), **facts}
     return {"device": f"CPU, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", **facts}
-
-
-def alternate(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return each contestant's median seconds: one unmeasured call each, then `rounds` in turn."""
-    for run in contestants.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def load(name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Peak memory and time of loading a transformer of real size from one file, in the real host.
 
-    .dev/venv/bin/python benchmarks/loading.py [--variant CogVideoX-5B] [--comfyui .dev/ComfyUI]
+    python dev.py bench loading [--variant CogVideoX-5B]
 
 Writes a file with random weights to .dev/, loads it in a process of its own and prints what that took as JSON. Resident
 memory counts the mapped pages of the file.
@@ -10,23 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import struct
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import ROOT, import_host, import_pack, machine
+
 GB = 1e9
-
-
-def import_pack() -> None:
-    """Name the pack without putting its folder on sys.path."""
-    pack = sys.modules["pack"] = types.ModuleType("pack")
-    pack.__path__ = [str(ROOT)]
 
 
 def write_weights(path: Path, name: str) -> None:
@@ -49,13 +42,9 @@ def write_weights(path: Path, name: str) -> None:
             file.write((torch.randn(shape) * 0.02).bfloat16().view(torch.int16).numpy().tobytes())
 
 
-def load(path: Path, comfyui: Path) -> dict:
+def load(path: Path) -> dict:
     """Load the file in this process and return what it took."""
-    sys.path.insert(0, str(comfyui))
-    sys.argv = [sys.argv[0], "--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    import_host()
     from pack.nodes.host.loading import describe, load_model
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -78,22 +67,20 @@ def load(path: Path, comfyui: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", default="CogVideoX-5B")
-    parser.add_argument("--comfyui", type=Path, default=ROOT / ".dev" / "ComfyUI")
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     import_pack()
     if args.load:
-        print(json.dumps(load(args.load, args.comfyui.resolve())))
+        print(json.dumps(load(args.load)))
         return
     path = ROOT / ".dev" / f"{args.variant}-random.safetensors"
     write_weights(path, args.variant)
     try:
-        command = [sys.executable, __file__, "--load", str(path), "--comfyui", str(args.comfyui)]
+        command = [sys.executable, __file__, "--load", str(path)]
         line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
     finally:
         path.unlink()
-    result = {"machine": f"{platform.machine()}, CPU", "python": platform.python_version(), **json.loads(line)}
-    print(json.dumps(result, indent=2))
+    print(json.dumps({"machine": machine(), **json.loads(line)}, indent=2))
 
 
 if __name__ == "__main__":
