@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..cogvideox.vae import AutoencoderKLCogVideoX
@@ -102,8 +101,3 @@ def load(folder: Path, plan: Plan) -> Cached:
         video=torch.cat([shard["video"] for shard in shards]),
         images=torch.cat([shard["images"] for shard in shards]),
     )
-
-
-def deviation(cached: Cached) -> float:
-    """Return the root mean square of the latents; its inverse is the VAE's scaling factor."""
-    return float(np.sqrt(cached.video.float().square().mean().item()))

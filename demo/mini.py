@@ -7,6 +7,7 @@ safetensors), so that the loader of the large models reads it.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import types
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 if not __package__:  # imported beside a script: name the pack without putting its folder on sys.path
@@ -21,15 +23,17 @@ if not __package__:  # imported beside a script: name the pack without putting i
     pack.__path__ = [str(Path(__file__).resolve().parents[1])]
     __package__ = "pack.demo"
 
+from ..cogvideox.positions import sincos_table
 from ..cogvideox.transformer import CogVideoXTransformer3DModel
 from ..cogvideox.vae import AutoencoderKLCogVideoX
-from ..cogvideox.variants import LATENT_CHANNELS, SNR_SHIFT_5B, TEXT_TOKENS, TransformerConfig, VAEConfig
+from ..cogvideox.variants import LATENT_CHANNELS, SNR_SHIFT_2B, TEXT_TOKENS, TransformerConfig, VAEConfig
 from . import tiny_pipeline
 
 WIDTH, HEIGHT, FRAMES = 96, 64, 17
 
-# 24 tokens a latent frame make the signal easy to see through noise, so the schedule is not shifted further.
-SNR_SHIFT = SNR_SHIFT_5B
+# Flat pictures are seen through much noise: with the schedule of 5B, what happens and where is decided in its noisiest
+# third, with that of 2B in its noisier half.
+SNR_SHIFT = SNR_SHIFT_2B
 
 VAE = VAEConfig(block_out_channels=(16, 32, 32, 64), layers_per_block=1, norm_num_groups=8)
 
@@ -60,7 +64,13 @@ TRANSFORMER = TransformerConfig(
     sample_width=WIDTH // 8,
     sample_frames=FRAMES,
     use_rotary_positional_embeddings=True,
+    use_learned_positional_embeddings=True,  # as 5B-I2V
 )
+
+# Where heads of the fresh transformer look from a token of the video, in tokens along (t, h, w); None: anywhere along
+# it. Heads beyond these look by content alone.
+OUTLOOKS = ((0, 0, 0), (-1, 0, 0), (1, 0, 0), (None, 0, 0))
+OUTLOOK_BIAS, OUTLOOK_GAIN = 8.0, 1.5  # against content of unit size; two tokens away weigh a hundredth
 
 
 def new_vae() -> AutoencoderKLCogVideoX:
@@ -86,14 +96,42 @@ def new_vae() -> AutoencoderKLCogVideoX:
 
 
 def new_transformer() -> CogVideoXTransformer3DModel:
-    """Return the transformer with fresh weights: adaptive norms and output start at zero, as in DiT (2212.09748)."""
+    """Return the transformer with fresh weights, and heads that look near by from the start.
+
+    Adaptive norms and output start at zero, as in DiT (arXiv 2212.09748), positions as sines and cosines.
+    """
     model = CogVideoXTransformer3DModel(TRANSFORMER)
     for name, parameter in model.named_parameters():
         if name.startswith("proj_out") or ".norm1.linear" in name or ".norm2.linear" in name or "norm_out.lin" in name:
             torch.nn.init.zeros_(parameter)
         elif parameter.ndim == 2:
             torch.nn.init.xavier_uniform_(parameter)
+    table = sincos_table(TRANSFORMER.sample_grid, TRANSFORMER.inner_dim, 1.0, 1.0, dtype=torch.float32, device="cpu")
+    model.patch_embed.pos_embedding.data[0] = F.pad(table, (0, 0, TEXT_TOKENS, 0))
+    for block in model.transformer_blocks:
+        look_around(block.attn1)
     return model
+
+
+def look_around(attention: torch.nn.Module) -> None:
+    """Let the first heads of a fresh attention see best what lies at OUTLOOKS.
+
+    A constant part of queries and keys, turned by the rotary positions, is a preference for a distance: we put it into
+    the quickest pair of each axis. With it and the learned positions 230 steps of a trial did what took 250 without.
+    """
+    width = TRANSFORMER.attention_head_dim
+    axes = (0, width // 4, width // 4 + width // 8 * 3)  # of a head's numbers, where those of t, h and w begin
+    query, key = torch.zeros(2, TRANSFORMER.num_attention_heads, width)
+    for head, outlook in enumerate(OUTLOOKS):
+        for at, distance in zip(axes, outlook, strict=True):
+            if distance is not None:
+                key[head, at] = OUTLOOK_BIAS
+                query[head, at] = OUTLOOK_BIAS * math.cos(distance)
+                query[head, at + 1] = OUTLOOK_BIAS * math.sin(distance)
+    attention.to_q.bias.data = query.flatten()
+    attention.to_k.bias.data = key.flatten()
+    for norm in (attention.norm_q, attention.norm_k):
+        norm.weight.data.fill_(OUTLOOK_GAIN)
 
 
 def new_text_encoder():

@@ -69,7 +69,7 @@ def groups(module: nn.Module, plain: tuple[str, ...] = (), adam_share: float = 1
 
     AdamW's get `adam_share` of the learning rate.
     """
-    named = list(module.named_parameters())
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     matrices = [p for name, p in named if p.ndim > 1 and not any(part in name for part in plain)]
     chosen = {id(parameter) for parameter in matrices}
     rest = [p for _, p in named if id(p) not in chosen]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import multiprocessing, nn
 
-OWN = 0.85  # of an even share: the process that also steps the optimiser takes fewer samples
+FEWER = 3  # samples than an even share for the process that also prepares the batch and steps the optimiser
 
 Loss = Callable[..., torch.Tensor]
 
@@ -20,17 +20,18 @@ Loss = Callable[..., torch.Tensor]
 class Workers:
     """`count` processes, this one among them, that share the weights of `model`.
 
-    `loss(model, *tensors)` is a mean over the first dimension of the tensors, which the processes divide.
+    `loss(model, *tensors)` is a mean over the first dimension of the tensors, which the processes divide. `trained` are
+    the parameters with gradients.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, count: int):
         self.model, self.loss = model.share_memory(), loss
-        self._trained = _trained(model)
+        self.trained = _trained(model)
         self._helpers = []
         context = multiprocessing.get_context("spawn")
         for _ in range(count - 1):
             ours, theirs = context.Pipe()
-            gradients = [torch.zeros_like(parameter).share_memory_() for parameter in self._trained]
+            gradients = [torch.zeros_like(parameter).share_memory_() for parameter in self.trained]
             context.Process(target=_help, args=(model, loss, gradients, theirs), daemon=True).start()
             self._helpers.append((ours, gradients))
 
@@ -46,13 +47,13 @@ class Workers:
         total = loss.item()
         for pipe, gradients in self._helpers:
             total += pipe.recv()
-            for parameter, gradient in zip(self._trained, gradients, strict=True):
+            for parameter, gradient in zip(self.trained, gradients, strict=True):
                 parameter.grad.add_(gradient)
         return total
 
     def _split(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         count = len(self._helpers)
-        own = len(tensor) if count == 0 else max(round(OWN * len(tensor) / (count + 1)), 1)
+        own = len(tensor) if count == 0 else max(len(tensor) // (count + 1) - FEWER, 1)
         return [tensor[:own], *(tensor[own:].tensor_split(count) if count else ())]
 
 

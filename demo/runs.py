@@ -6,7 +6,7 @@ import csv
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,15 @@ from PIL import Image, ImageDraw
 
 SAVE_SECONDS = 180
 CURVE_SIZE = (900, 420)
+
+
+def part_at(parts: Sequence[Any], step: int) -> Any:
+    """Return which of `parts`, that last `steps` steps each, step number `step` belongs to."""
+    for part in parts:
+        if step < part.steps:
+            return part
+        step -= part.steps
+    raise ValueError(f"The training ended {step} steps ago.")
 
 
 class Run:

@@ -18,20 +18,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cogvideox import schedule
-from . import latent_cache, muon, text, world
+from . import alignment, latent_cache, muon, text, world
 from .latent_cache import Cached, Plan
 from .mini import FRAMES, SNR_SHIFT, model_input, new_text_encoder, new_transformer
 from .parallel import Workers
-from .runs import Run, strip
+from .runs import Run, part_at, strip
 
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
-PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.")  # AdamW
+PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.", "heads")  # AdamW
 WARMUP = 100
-DECAY = 0.35  # of the steps, the last ones
+DECAY = 0.5  # of the steps, the last ones
 FULL_TEXT_SHARE = 0.06  # of the steps, the last ones, with 226 tokens always
-AVERAGE = 0.999  # decay of the averaged weights, which are what is shipped
-SAVE_SAMPLES = 600
+AVERAGE = 0.997  # decay of the averaged weights, which are what is shipped
+SAVE_SAMPLES = 1000
 
 TEXT_DROP = 0.1
 # Which pictures a clip is given: none (text-to-video), the first frame, the last, both.
@@ -48,12 +48,12 @@ class Phase:
     durations: dict[int, float]
 
 
-# Progressive in size and length: what words look like is learned from pictures, at half the price of clips.
+# Progressive in size and length, and in the batch: at first many small steps teach more than few large ones.
 PHASES = (
-    Phase(800, 48, latent_cache.LOW, {1: 1.0}),
-    Phase(400, 32, latent_cache.LOW, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
-    Phase(800, 48, latent_cache.HIGH, {1: 1.0}),
-    Phase(3000, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+    Phase(150, 32, latent_cache.LOW, {1: 1.0}),
+    Phase(150, 16, latent_cache.LOW, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+    Phase(2500, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+    Phase(2500, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 
@@ -63,12 +63,13 @@ CLEAN, NOISY = 0, 2  # where in the cached pictures the pair (first, last) begin
 
 
 class Model(nn.Module):
-    """The transformer, and the T5 it is told by, which is frozen as CogVideoX's is."""
+    """The transformer, the T5 it is told by, frozen as CogVideoX's is, and the heads that teach it halfway."""
 
     def __init__(self):
         super().__init__()
         self.text_encoder = new_text_encoder().requires_grad_(False)
         self.transformer = new_transformer()
+        self.heads = alignment.Heads()
 
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Predict the velocity of x [B, 32, T, H, W] for the tokens [B, L]."""
@@ -104,13 +105,11 @@ def velocity_loss(
     return F.mse_loss(model(model_input(noisy, images), timesteps, numbers), velocity)
 
 
-def phase_at(step: int) -> Phase:
-    """Return the phase that step number `step` belongs to."""
-    for phase in PHASES:
-        if step < phase.steps:
-            return phase
-        step -= phase.steps
-    return PHASES[-1]
+def training_loss(model: Model, places: torch.Tensor, scene: torch.Tensor, *painting: torch.Tensor) -> torch.Tensor:
+    """Return the loss of the heads halfway, for `alignment.targets`, plus that of the velocity."""
+    with alignment.halfway(model.transformer) as hidden:
+        painted = velocity_loss(model, *painting)
+    return painted + model.heads.loss(hidden, places, scene)
 
 
 def duration(phase: Phase, draw: np.random.Generator) -> int:
@@ -157,6 +156,13 @@ def clip_latents(cached: Cached, picks: np.ndarray, frames: int) -> torch.Tensor
     return cached.video[picks, :, : (frames - 1) // 4 + 1].float()
 
 
+def frames_shown(picks: np.ndarray, frames: int) -> list[list[int]]:
+    """Return for each clip of `clip_latents` the frame in the middle of what each of its latent frames holds."""
+    if frames == 1:
+        return [[(FRAMES - 1) * int(pick % 2)] for pick in picks]
+    return [[0, *range(2, frames, 4)]] * len(picks)
+
+
 def learning_rate(step: int) -> float:
     """Linear warm-up, a long level stretch, then linearly to nearly nothing (arXiv 2405.18392)."""
     left = (STEPS - step) / (DECAY * STEPS)
@@ -167,8 +173,9 @@ def average(averaged: Model, model: Model, step: int) -> None:
     """Move the averaged weights towards the trained ones, faster at the beginning."""
     decay = min(AVERAGE, (step + 1) / (step + 10))
     with torch.no_grad():
-        for slow, fast in zip(averaged.transformer.parameters(), model.transformer.parameters(), strict=True):
-            slow.lerp_(fast, 1 - decay)
+        for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
+            if fast.requires_grad:
+                slow.lerp_(fast, 1 - decay)
 
 
 def new_run(folder: Path) -> tuple[Run, Model, Model, torch.optim.Optimizer]:
@@ -181,39 +188,45 @@ def new_run(folder: Path) -> tuple[Run, Model, Model, torch.optim.Optimizer]:
         weights = {key[len(start) :]: value for key, value in reader.items() if key.startswith(start)}
         model.text_encoder.load_state_dict(weights)
     averaged = copy.deepcopy(model).requires_grad_(False)
-    optimiser = muon.Muon(muon.groups(model.transformer, PLAIN, adam_share=ADAM_RATE), LEARNING_RATE)
+    optimiser = muon.Muon(muon.groups(model, PLAIN, adam_share=ADAM_RATE), LEARNING_RATE)
     return Run(folder, "transformer", model=model, averaged=averaged, optimiser=optimiser), model, averaged, optimiser
 
 
 def train(folder: Path, latent_scale: float, limit: int | None = None, processes: int = 1) -> Model:
     """Train, or go on, until `limit` or all steps are done; return the averaged model."""
     run, model, averaged, optimiser = new_run(folder)
-    workers = Workers(model, velocity_loss, processes)
+    workers = Workers(model, training_loss, processes)
     cache: dict[str, Cached] = {}
     recent = []
     torch.set_num_threads(1)  # the processes share the cores
     for step in run.steps(min(limit or STEPS, STEPS)):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step) * group["share"]
+        model.heads.begin(step)
         draw = np.random.default_rng((step, 2))
-        phase = phase_at(step)
+        phase = part_at(PHASES, step)
         plan, frames = size(phase, draw), duration(phase, draw)
         if plan.name not in cache:
             cache[plan.name] = latent_cache.load(folder / "latents", plan)
         cached = cache[plan.name]
         picks = draw.integers(0, len(cached), phase.batch)
         whats = [world.scene(cached.seeds[pick]) for pick in picks]
-        _, numbers = text.captions(whats, step, longest=step >= (1 - FULL_TEXT_SHARE) * STEPS)
+        style, numbers = text.captions(whats, step, longest=step >= (1 - FULL_TEXT_SHARE) * STEPS)
+        numbers = drop_text(numbers, draw)
+        places, scene = alignment.targets(whats, style, plan, frames_shown(picks, frames))
+        scene[numbers[:, 0] == text.END] = alignment.IGNORE  # nothing was said
         latents = clip_latents(cached, picks, frames) * latent_scale
         loss = workers.backward(
+            places,
+            scene,
             latents,
             torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)),
             image_latents(cached, picks, frames, draw) * latent_scale,
-            drop_text(numbers, draw),
+            numbers,
             explicit_uniform_timesteps(phase.batch, draw),
         )
         torch.set_num_threads(processes)  # the others wait meanwhile
-        norm = torch.nn.utils.clip_grad_norm_(model.transformer.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(workers.trained, 1.0)
         optimiser.step()
         average(averaged, model, step)
         torch.set_num_threads(1)
@@ -232,7 +245,7 @@ def show(run: Run, averaged: Model, latent_scale: float, step: int) -> None:
     from .evaluate import Painter, load_vae, text_to_video
 
     painter = Painter(load_vae(run.folder), averaged, latent_scale)
-    phase = phase_at(step)
+    phase = part_at(PHASES, step)
     plan, frames = phase.sizes[0], max(phase.durations)
     score = text_to_video(painter, 24, "short", plan.height, plan.width, frames=frames, steps=20)
     run.facts["held out"] = {key: value for key, value in score.items() if isinstance(value, float)}

@@ -1,7 +1,7 @@
 """The first stage: the 3D causal VAE, by reconstruction (arXiv 2408.06072 section 2.1).
 
 Short clips of small crops first, then longer ones, then whole pictures: convolutions do not mind the size, only the
-statistics of the group norms have to settle at the end.
+statistics of the group norms have to settle at the end. Then the latents are whitened, and the decoder settles on them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ import torch.nn.functional as F
 from ..cogvideox.vae import DECODE_CHUNK, ENCODE_CHUNK, AutoencoderKLCogVideoX, Posterior, _by_chunk
 from . import muon, world
 from .mini import new_vae
-from .runs import Run, strip, to_frames
+from .runs import Run, part_at, strip, to_frames
 
 LEARNING_RATE = 1e-3
+SETTLE_RATE = 2e-4
 WARMUP = 30
 KL_WEIGHT = 1e-5  # per latent value: keeps latents near unit size, costs next to no detail
 ASPECTS = ((64, 96), (96, 64), (64, 64))
 HELD_OUT = 24  # test clips the PSNR is measured on
+WHITEN_CLIPS = 96  # clips the latents' covariance is measured on
+FLOOR = 0.05  # directions of less variance than this stay small: edges, to be painted when the rest is there
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,17 @@ STAGES = (
     Stage(700, 8, (9, 9, 1), 32),  # short clips
     Stage(200, 6, (9, 17), 32),  # longer clips
     Stage(800, 3, (9, 17, 9, 1), 0),  # whole pictures, all aspects
+    Stage(200, 3, (9, 17, 9, 1), 0),  # the decoder alone, on whitened latents
 )
 STEPS = sum(stage.steps for stage in STAGES)
+RECONSTRUCTION = STEPS - STAGES[-1].steps
 
 
-def stage_at(step: int) -> Stage:
-    """Return the stage that step number `step` belongs to."""
-    for stage in STAGES:
-        if step < stage.steps:
-            return stage
-        step -= stage.steps
-    return STAGES[-1]
+def learning_rate(step: int) -> float:
+    """Linear warm-up, then a quarter of a cosine; at the end linearly to zero from a lower start."""
+    if step >= RECONSTRUCTION:
+        return SETTLE_RATE * (STEPS - step) / (STEPS - RECONSTRUCTION)
+    return LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * math.cos(math.pi / 2 * step / RECONSTRUCTION))
 
 
 def clips(step: int, stage: Stage) -> torch.Tensor:
@@ -110,19 +113,59 @@ def psnr(squared_error: float) -> float:
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKLCogVideoX, count: int = HELD_OUT) -> tuple[float, float, list[np.ndarray]]:
-    """Return mean PSNR and the latents' deviation on held-out clips of all aspects, and strips of original and copy."""
-    values, squares, strips = [], [], []
+def measure(vae: AutoencoderKLCogVideoX, count: int = HELD_OUT) -> tuple[float, list[np.ndarray]]:
+    """Return mean PSNR on held-out clips of all aspects, and strips of original and copy."""
+    values, strips = [], []
     for seed in range(count):
         height, width = ASPECTS[seed % len(ASPECTS)]
         pixels = to_pixels(world.render(world.scene(seed, "test"), world.FRAMES, height, width))[None]
-        latents = vae.encode(pixels).mode()
-        copy = vae.decode(latents).clamp(-1, 1)
+        copy = vae.decode(vae.encode(pixels).mode()).clamp(-1, 1)
         values.append(psnr(F.mse_loss(copy, pixels).item()))
-        squares.append(latents.square().mean().item())
         if len(strips) < 12:
             strips += [strip(to_frames(pixels[0])), strip(to_frames(copy[0]))]
-    return float(np.mean(values)), float(np.sqrt(np.mean(squares))), strips
+    return float(np.mean(values)), strips
+
+
+@torch.no_grad()
+def moments(vae: AutoencoderKLCogVideoX, count: int = WHITEN_CLIPS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the latents' mean [16] and covariance [16, 16] on clips of all aspects, and the posterior's variance."""
+    means, variances = [], []
+    for seed in range(count):
+        height, width = ASPECTS[seed % len(ASPECTS)]
+        posterior = encode(vae, to_pixels(world.render(world.scene(seed), world.FRAMES, height, width))[None])
+        means.append(posterior.mean.flatten(2)[0].T)
+        variances.append(posterior.logvar.exp().flatten(2)[0].T)
+    values = torch.cat(means).double()
+    return values.mean(0), torch.cov(values.T), torch.cat(variances).double().mean(0)
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKLCogVideoX, count: int = WHITEN_CLIPS) -> float:
+    """Give the latents' directions like size, inside the VAE's own weights; return the deviation that is left.
+
+    Reconstruction alone puts the ground's colour into one direction with a thousand times the variance of those that
+    tell a circle from a square: a transformer then sees shapes only when nearly all noise is gone. The map z' = (C +
+    FLOOR)^(-1/2) (z - mean) is linear, so the encoder's last convolution and every one of the decoder that reads
+    latents take it in; the decoder sees a difference at the edges of the picture only, where zeros are padded. The
+    posterior's variance becomes its mean.
+    """
+    mean, covariance, variance = moments(vae, count)
+    values, vectors = torch.linalg.eigh(covariance)
+    to_white = vectors @ torch.diag((values + FLOOR) ** -0.5) @ vectors.T
+    from_white = torch.linalg.inv(to_white)
+    last = vae.encoder.conv_out.conv
+    channels = len(mean)
+    weight, bias = last.weight.double(), last.bias.double()
+    last.weight[:channels] = torch.einsum("ij,j...->i...", to_white, weight[:channels]).float()
+    last.bias[:channels] = (to_white @ (bias[:channels] - mean)).float()
+    last.weight[channels:] = 0
+    last.bias[channels:] = (to_white**2 @ variance).log().float()
+    for name, module in vae.decoder.named_modules():
+        if name == "conv_in.conv" or name.endswith(("conv_y.conv", "conv_b.conv")):
+            weight = module.weight.double()  # [out, 16, T, H, W]
+            module.bias += torch.einsum("oi...,i->o", weight.flatten(2).sum(2), mean).float()
+            module.weight.copy_(torch.einsum("oj...,ji->oi...", weight, from_white))
+    return float((values / (values + FLOOR)).mean().sqrt())
 
 
 def train(folder: Path, limit: int | None = None) -> AutoencoderKLCogVideoX:
@@ -133,8 +176,11 @@ def train(folder: Path, limit: int | None = None) -> AutoencoderKLCogVideoX:
     run = Run(folder, "vae", vae=vae, optimiser=optimiser)
     recent: list[tuple[float, float]] = []
     for step in run.steps(min(limit or STEPS, STEPS)):
-        stage = stage_at(step)
-        rate = LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * math.cos(math.pi / 2 * step / STEPS))
+        stage = part_at(STAGES, step)
+        if step == RECONSTRUCTION:
+            run.facts.update(deviation=whiten(vae))
+        vae.encoder.requires_grad_(step < RECONSTRUCTION)
+        rate = learning_rate(step)
         for group in optimiser.param_groups:
             group["lr"] = rate
         loss, squared = reconstruction_loss(vae, clips(step, stage), torch.Generator().manual_seed(step))
@@ -148,9 +194,8 @@ def train(folder: Path, limit: int | None = None) -> AutoencoderKLCogVideoX:
             run.log(loss=mean_loss, psnr=psnr(mean_squared), rate=rate)
             recent.clear()
         if (step + 1) % 200 == 0 or step + 1 == STEPS:
-            value, deviation, strips = measure(vae)
-            run.facts.update(psnr=value, deviation=deviation)
-            print(f"vae: held-out PSNR {value:.2f} dB, latent deviation {deviation:.3f}", flush=True)
+            run.facts["psnr"], strips = measure(vae)
+            print(f"vae: held-out PSNR {run.facts['psnr']:.2f} dB", flush=True)
             run.draw_curve()
             run.draw_strips(strips)
     return vae

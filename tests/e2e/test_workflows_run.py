@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from pack.demo.run import set_prompt
+from PIL import Image
 
 from . import videos
 from .server import WORKFLOWS, Prompt, Server
@@ -45,12 +46,25 @@ def test_workflow_makes_its_video(server: Server, name: str):
 
 
 def test_the_sampler_in_parts_gives_the_video_of_the_whole_one(server: Server):
-    """As the note of t2v_advanced promises."""
-    frames = []
-    for name in ("t2v", "t2v_advanced"):
-        prompt = server.prompt(name, seed=5, noise_seed=5, **SMALL)
-        set_prompt(prompt, "a ship on a carpet")
-        run = server.run(prompt)
-        assert run.end == "execution_success", run.message
-        frames.append(videos.read(run.files[0]).frames)
-    assert np.array_equal(*frames)
+    """As the note of t2v_advanced promises, but for rounding, which depends on how the machine shares out its work."""
+    whole, parts, other = (of_seed(server, *run) for run in (("t2v", 5), ("t2v_advanced", 5), ("t2v_advanced", 6)))
+    assert mean_difference(whole, parts) < 0.1 < 5 < mean_difference(whole, other)
+
+
+def of_seed(server: Server, name: str, seed: int) -> np.ndarray:
+    """The frames a workflow makes, before a codec magnifies what rounding does to them, [F, H, W, 3]."""
+    prompt = server.prompt(name, seed=seed, noise_seed=seed, **SMALL)
+    set_prompt(prompt, "a ship on a carpet")
+    saver = next(key for key, node in prompt.items() if node["class_type"] == "SaveVideo")
+    del prompt[saver]
+    video = next(node for node in prompt.values() if node["class_type"] == "CreateVideo")
+    inputs = {"images": video["inputs"]["images"], "filename_prefix": "frame"}
+    prompt[saver] = {"class_type": "SaveImage", "inputs": inputs}
+    run = server.run(prompt)
+    assert run.end == "execution_success", run.message
+    return np.stack([np.asarray(Image.open(file)) for file in run.files])
+
+
+def mean_difference(one: np.ndarray, other: np.ndarray) -> float:
+    """In levels of 255."""
+    return float(np.abs(one.astype(int) - other).mean())

@@ -1,0 +1,56 @@
+"""What the demo's transformer is taught halfway, against the painted world."""
+
+import numpy as np
+import torch
+from pack.demo import alignment, train_text, train_transformer, world
+from pack.demo.latent_cache import HIGH
+
+ALL = list(range(0, 17, 4))
+
+
+def test_the_nearest_token_is_where_the_object_is_painted():
+    for plan in HIGH:
+        what = world.scene(3, "test", "move")
+        rows, columns = plan.height // alignment.TOKEN, plan.width // alignment.TOKEN
+        steps = alignment.distances(what, plan, ALL).unflatten(0, (len(ALL), rows, columns))
+        middle = len(alignment.EDGES) // 2  # the step that begins at distance 0
+        for frame, grid in zip(ALL, steps, strict=True):
+            x, y = world.centres(what, 17, plan.height, plan.width)[frame] / alignment.TOKEN
+            across, down = grid[int(y), int(x)]
+            assert (across >= middle + 1) == (x % 1 > 0.5) and (down >= middle + 1) == (y % 1 > 0.5)
+            assert (grid[..., 0].diff(dim=1) <= 0).all() and (grid[..., 1].diff(dim=0) <= 0).all()
+
+
+def test_heads_are_asked_what_the_caption_tells_only():
+    whats = [world.scene(seed) for seed in range(4)]
+    plan, picks = HIGH[0], np.arange(4)
+    for frames, latent_frames in ((17, 5), (9, 3), (1, 1)):
+        shown = train_transformer.frames_shown(picks, frames)
+        places, short = alignment.targets(whats, "short", plan, shown)
+        assert places.shape == (4, latent_frames * 24, 2)
+        assert (short == alignment.IGNORE).any() and not (short[:, :3] == alignment.IGNORE).any()
+    assert (alignment.targets(whats, "long", plan, shown)[1][:, -3:] != alignment.IGNORE).all()
+
+
+def test_heads_learn_from_the_blocks_they_read():
+    torch.manual_seed(0)
+    model = train_transformer.Model()
+    latents, numbers = torch.randn(2, 16, 1, 8, 12), torch.ones(2, 24, dtype=torch.long)
+    places, scene = alignment.targets([world.scene(0), world.scene(1)], "short", HIGH[0], [[0], [16]])
+    entries = (model, latents, latents, latents, numbers, torch.tensor([10, 900]))
+    model, *painting = entries
+    train_transformer.training_loss(model, places, scene, *painting).backward()
+    blocks = model.transformer.transformer_blocks
+    # The fresh output layer is zero, so that what the blocks learn now comes from the heads alone.
+    learned = [bool(block.norm2.linear.weight.grad.any()) for block in blocks]
+    assert learned == [number <= alignment.PLACE_BLOCK for number in range(len(blocks))]
+    assert model.heads.scene.weight.grad.any() and model.heads.place.weight.grad.any()
+    assert not blocks[alignment.PLACE_BLOCK]._forward_hooks  # nothing is left on the model
+
+    plain = train_transformer.velocity_loss(*entries)
+    nothing = torch.full_like(scene, train_text.IGNORE)
+    with alignment.halfway(model.transformer) as hidden:
+        train_transformer.velocity_loss(*entries)
+    assert set(hidden) == {alignment.SCENE_BLOCK, alignment.PLACE_BLOCK}
+    more = train_transformer.training_loss(model, places, nothing, *painting) - plain
+    assert 0 < more < alignment.PLACE_WEIGHT * 2 * np.log(alignment.STEPS)
