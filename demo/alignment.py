@@ -29,8 +29,9 @@ LEADING, LATER = 1049, 0.2
 TOKEN = 8 * TRANSFORMER.patch_size  # pixels
 
 # Steps of the distance from a token to the object, in tokens: fine where the token has to paint it.
-EDGES = torch.tensor([-4, -2.5, -1.5, -1.2, -0.9, -0.6, -0.3, 0, 0.3, 0.6, 0.9, 1.2, 1.5, 2.5, 4])
+EDGES = (-4, -2.5, -1.5, -1.2, -0.9, -0.6, -0.3, 0, 0.3, 0.6, 0.9, 1.2, 1.5, 2.5, 4)
 STEPS = len(EDGES) + 1
+REACH = 1.2  # one of them: about how far from a token's middle that of a large object is which it has a part of
 
 
 class Heads(nn.Module):
@@ -91,7 +92,12 @@ def distances(what: world.Scene, plan: Plan, shown: list[int]) -> torch.Tensor:
     grid = (len(shown), len(rows), len(columns))
     across = (x[:, None, None] - columns).expand(grid)
     down = (y[:, None, None] - rows[:, None]).expand(grid)
-    return torch.bucketize(torch.stack((across, down), dim=-1).flatten(0, 2), EDGES)
+    return torch.bucketize(torch.stack((across, down), dim=-1).flatten(0, 2), torch.tensor(EDGES))
+
+
+def near(places: torch.Tensor) -> torch.Tensor:
+    """Say which tokens of `places` [B, S, 2] the object may reach: [B, S]."""
+    return ((places > EDGES.index(-REACH)) & (places <= EDGES.index(REACH))).all(dim=-1)
 
 
 def targets(

@@ -3,7 +3,7 @@
 As CogVideoX was trained (arXiv 2408.06072 sections 2 and 3), each idea a name here: v-prediction with zero terminal
 SNR (`velocity_loss`), explicit uniform sampling (`explicit_uniform_timesteps`), steps of mixed duration (`duration`),
 progressive length and resolution (`PHASES`), dropped text for guidance (`drop_text`), dropped and noisy
-pictures for image-to-video (`image_latents`).
+pictures for image-to-video (`image_latents`). Ours are the heads halfway (alignment.py) and `emphasis`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..cogvideox import schedule
@@ -29,7 +28,7 @@ ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
 PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.", "heads")  # AdamW
 WARMUP = 100
 DECAY = 0.5  # of the steps, the last ones
-FULL_TEXT_SHARE = 0.06  # of the steps, the last ones, with 226 tokens always
+FULL_TEXT_SHARE = 0.04  # of the steps, the last ones, with 226 tokens always
 AVERAGE = 0.997  # decay of the averaged weights, which are what is shipped
 SAVE_SAMPLES = 1000
 
@@ -40,12 +39,16 @@ PICTURES = {"none": 0.5, "first": 0.25, "last": 0.08, "both": 0.17}
 
 @dataclass(frozen=True)
 class Phase:
-    """`steps` steps on `batch` clips of these sizes; `durations` say how often a step's clips have so many frames."""
+    """`steps` steps on `batch` clips of these sizes; `durations` say how often a step's clips have so many frames.
+
+    The object counts `object_weight` times what the ground does.
+    """
 
     steps: int
     batch: int
     sizes: tuple[Plan, ...]
     durations: dict[int, float]
+    object_weight: float = 1.0
 
 
 # Progressive in size and length, and in the batch: at first many small steps teach more than few large ones.
@@ -53,11 +56,14 @@ PHASES = (
     Phase(150, 32, latent_cache.LOW, {1: 1.0}),
     Phase(150, 16, latent_cache.LOW, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(2500, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
-    Phase(2500, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+    Phase(1200, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+    Phase(1300, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 
 ALPHAS = schedule.alphas_cumprod(SNR_SHIFT).float()  # [1000]
+
+CLEAR = 0.02  # share of the signal's power from which one sees where the object is
 
 CLEAN, NOISY = 0, 2  # where in the cached pictures the pair (first, last) begins
 
@@ -93,16 +99,18 @@ def velocity_loss(
     images: torch.Tensor,
     numbers: torch.Tensor,
     timesteps: torch.Tensor,
+    weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the mean squared error of the velocity v = sqrt(a) noise - sqrt(1 - a) x0 (arXiv 2202.00512).
+    """Return the weighted mean squared error of the velocity v = sqrt(a) noise - sqrt(1 - a) x0 (arXiv 2202.00512).
 
     The schedule ends in a = 0 (arXiv 2305.08891): at t = 999 the input is noise alone and v is -x0, so the model
-    learns to begin from nothing but the text. Latents, noise and images [B, 16, T, H, W]; all are scaled.
+    learns to begin from nothing but the text. Latents, noise and images [B, 16, T, H, W]; all are scaled; weights
+    [B, 1, T, H, W] of mean 1.
     """
     a = ALPHAS[timesteps].view(-1, 1, 1, 1, 1)
     noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
     velocity = a.sqrt() * noise - (1 - a).sqrt() * latents
-    return F.mse_loss(model(model_input(noisy, images), timesteps, numbers), velocity)
+    return ((model(model_input(noisy, images), timesteps, numbers) - velocity).square() * weights).mean()
 
 
 def training_loss(model: Model, places: torch.Tensor, scene: torch.Tensor, *painting: torch.Tensor) -> torch.Tensor:
@@ -110,6 +118,20 @@ def training_loss(model: Model, places: torch.Tensor, scene: torch.Tensor, *pain
     with alignment.halfway(model.transformer) as hidden:
         painted = velocity_loss(model, *painting)
     return painted + model.heads.loss(hidden, places, scene)
+
+
+def emphasis(phase: Phase, places: torch.Tensor, timesteps: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return how much each of the latents [B, C, T, H, W] counts, for the `places` of `alignment.targets`: of mean 1.
+
+    What tells a star from a disc is a few of a clip's tokens, and the ground has all the others. Where noise hides the
+    object all count alike: told to heed what is near it, the model would see objects everywhere.
+    """
+    batch, _, frames, height, width = shape
+    grid = (batch, 1, frames, height // 2, width // 2)
+    near = alignment.near(places).view(grid).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    clear = ALPHAS[timesteps].view(-1, 1, 1, 1, 1) > CLEAR
+    weights = torch.where(near & clear, phase.object_weight, 1.0)
+    return weights / weights.mean()
 
 
 def duration(phase: Phase, draw: np.random.Generator) -> int:
@@ -216,14 +238,17 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
         places, scene = alignment.targets(whats, style, plan, frames_shown(picks, frames))
         scene[numbers[:, 0] == text.END] = alignment.IGNORE  # nothing was said
         latents = clip_latents(cached, picks, frames) * latent_scale
+        images = image_latents(cached, picks, frames, draw) * latent_scale
+        timesteps = explicit_uniform_timesteps(phase.batch, draw)
         loss = workers.backward(
             places,
             scene,
             latents,
             torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)),
-            image_latents(cached, picks, frames, draw) * latent_scale,
+            images,
             numbers,
-            explicit_uniform_timesteps(phase.batch, draw),
+            timesteps,
+            emphasis(phase, places, timesteps, latents.shape),
         )
         torch.set_num_threads(processes)  # the others wait meanwhile
         norm = torch.nn.utils.clip_grad_norm_(workers.trained, 1.0)

@@ -21,6 +21,19 @@ def test_the_nearest_token_is_where_the_object_is_painted():
             assert (grid[..., 0].diff(dim=1) <= 0).all() and (grid[..., 1].diff(dim=0) <= 0).all()
 
 
+def test_the_object_weighs_more_where_noise_leaves_it_to_be_seen():
+    plan, what = HIGH[0], world.scene(3, "test", "move")
+    places, _ = alignment.targets([what, what, what], "short", plan, [ALL] * 3)
+    phase = train_transformer.Phase(1, 3, HIGH, {17: 1.0}, object_weight=4.0)
+    shape = torch.Size((3, 16, 5, plan.height // 8, plan.width // 8))
+    seen, hidden, later = train_transformer.emphasis(phase, places, torch.tensor([100, 999, 400]), shape)[:, 0]
+    assert torch.equal(seen, later) and (hidden == hidden[0, 0, 0]).all()
+    assert sorted((weight / hidden[0, 0, 0]).item() for weight in seen.unique()) == [1.0, 4.0]
+    for frame, weights in enumerate(seen):
+        x, y = (world.centres(what, 17, plan.height, plan.width)[ALL[frame]] / 8).astype(int)
+        assert weights[y, x] == seen.max() and (weights == seen.max()).float().mean() < 0.5
+
+
 def test_heads_are_asked_what_the_caption_tells_only():
     whats = [world.scene(seed) for seed in range(4)]
     plan, picks = HIGH[0], np.arange(4)
@@ -37,7 +50,7 @@ def test_heads_learn_from_the_blocks_they_read():
     model = train_transformer.Model()
     latents, numbers = torch.randn(2, 16, 1, 8, 12), torch.ones(2, 24, dtype=torch.long)
     places, scene = alignment.targets([world.scene(0), world.scene(1)], "short", HIGH[0], [[0], [16]])
-    entries = (model, latents, latents, latents, numbers, torch.tensor([10, 900]))
+    entries = (model, latents, latents, latents, numbers, torch.tensor([10, 900]), torch.ones(2, 1, 1, 8, 12))
     model, *painting = entries
     train_transformer.training_loss(model, places, scene, *painting).backward()
     blocks = model.transformer.transformer_blocks
