@@ -23,11 +23,11 @@ from .mini import FRAMES, SNR_SHIFT, model_input, new_text_encoder, new_transfor
 from .parallel import Workers
 from .runs import Run, part_at, strip
 
-LEARNING_RATE = 4e-3
+# (step, learning rate), linear in between: warm-up, a long level stretch, a fall (arXiv 2405.18392), and a second rise
+# and fall for the outlines (alignment.py), which were thought of late.
+RATES = ((0, 0.0), (100, 4e-3), (2650, 4e-3), (4496, 0.0013), (4546, 3e-3), (6996, 8e-5))
 ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
 PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.", "heads")  # AdamW
-WARMUP = 100
-DECAY = 0.5  # of the steps, the last ones
 FULL_TEXT_SHARE = 0.04  # of the steps, the last ones, with 226 tokens always
 AVERAGE = 0.997  # decay of the averaged weights, which are what is shipped
 SAVE_SAMPLES = 1000
@@ -57,7 +57,8 @@ PHASES = (
     Phase(150, 16, latent_cache.LOW, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(2500, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(1200, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
-    Phase(1300, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
+    Phase(496, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
+    Phase(2500, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 
@@ -113,11 +114,13 @@ def velocity_loss(
     return ((model(model_input(noisy, images), timesteps, numbers) - velocity).square() * weights).mean()
 
 
-def training_loss(model: Model, places: torch.Tensor, scene: torch.Tensor, *painting: torch.Tensor) -> torch.Tensor:
+def training_loss(
+    model: Model, places: torch.Tensor, scene: torch.Tensor, outlines: torch.Tensor, *painting: torch.Tensor
+) -> torch.Tensor:
     """Return the loss of the heads halfway, for `alignment.targets`, plus that of the velocity."""
     with alignment.halfway(model.transformer) as hidden:
         painted = velocity_loss(model, *painting)
-    return painted + model.heads.loss(hidden, places, scene)
+    return painted + model.heads.loss(hidden, places, scene, outlines)
 
 
 def emphasis(phase: Phase, places: torch.Tensor, timesteps: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -186,9 +189,8 @@ def frames_shown(picks: np.ndarray, frames: int) -> list[list[int]]:
 
 
 def learning_rate(step: int) -> float:
-    """Linear warm-up, a long level stretch, then linearly to nearly nothing (arXiv 2405.18392)."""
-    left = (STEPS - step) / (DECAY * STEPS)
-    return LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * min(1, left))
+    """Return the learning rate of a step, by RATES."""
+    return float(np.interp(step + 1, *zip(*RATES, strict=True)))
 
 
 def average(averaged: Model, model: Model, step: int) -> None:
@@ -210,7 +212,7 @@ def new_run(folder: Path) -> tuple[Run, Model, Model, torch.optim.Optimizer]:
         weights = {key[len(start) :]: value for key, value in reader.items() if key.startswith(start)}
         model.text_encoder.load_state_dict(weights)
     averaged = copy.deepcopy(model).requires_grad_(False)
-    optimiser = muon.Muon(muon.groups(model, PLAIN, adam_share=ADAM_RATE), LEARNING_RATE)
+    optimiser = muon.Muon(muon.groups(model, PLAIN, adam_share=ADAM_RATE), learning_rate(0))
     return Run(folder, "transformer", model=model, averaged=averaged, optimiser=optimiser), model, averaged, optimiser
 
 
@@ -235,7 +237,7 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
         whats = [world.scene(cached.seeds[pick]) for pick in picks]
         style, numbers = text.captions(whats, step, longest=step >= (1 - FULL_TEXT_SHARE) * STEPS)
         numbers = drop_text(numbers, draw)
-        places, scene = alignment.targets(whats, style, plan, frames_shown(picks, frames))
+        places, scene, outlines = alignment.targets(whats, style, plan, frames_shown(picks, frames))
         scene[numbers[:, 0] == text.END] = alignment.IGNORE  # nothing was said
         latents = clip_latents(cached, picks, frames) * latent_scale
         images = image_latents(cached, picks, frames, draw) * latent_scale
@@ -243,6 +245,7 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
         loss = workers.backward(
             places,
             scene,
+            outlines,
             latents,
             torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)),
             images,
