@@ -25,7 +25,7 @@ from .runs import Run, part_at, strip
 
 # (step, learning rate), linear in between: warm-up, a long level stretch, a fall (arXiv 2405.18392), and a second rise
 # and fall for the outlines (alignment.py), which were thought of late.
-RATES = ((0, 0.0), (100, 4e-3), (2650, 4e-3), (4496, 0.0013), (4546, 3e-3), (6996, 8e-5))
+RATES = ((0, 0.0), (100, 4e-3), (2650, 4e-3), (4496, 0.0013), (4546, 3e-3), (5028, 0.00243), (6396, 8e-5))
 ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
 PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.", "heads")  # AdamW
 FULL_TEXT_SHARE = 0.04  # of the steps, the last ones, with 226 tokens always
@@ -58,7 +58,7 @@ PHASES = (
     Phase(2500, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(1200, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(496, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
-    Phase(2500, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
+    Phase(1900, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 
