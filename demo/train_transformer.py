@@ -53,7 +53,7 @@ class Phase:
     """`steps` steps on `batch` clips of these sizes; `durations` say how often a step's clips have so many frames.
 
     The object counts `object_weight` times what the ground does, and a level of noise `clearness` times its share of
-    signal, one at most (None: all alike). `pictures` is as PICTURES.
+    signal sqrt(a), one at most (None: all alike). `pictures` is as PICTURES.
     """
 
     steps: int
@@ -73,7 +73,15 @@ PHASES = (
     Phase(1200, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(496, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
     Phase(1900, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
-    Phase(2200, 16, latent_cache.HIGH, {FRAMES: 0.9, 9: 0.05, 1: 0.05}, 8.0, 4.0, FEWER_PICTURES),
+    Phase(
+        2200,
+        16,
+        latent_cache.HIGH,
+        {FRAMES: 0.9, 9: 0.05, 1: 0.05},
+        object_weight=8.0,
+        clearness=4.0,
+        pictures=FEWER_PICTURES,
+    ),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 

@@ -37,6 +37,17 @@ def test_the_object_weighs_more_where_noise_leaves_it_to_be_seen():
         assert weights[y, x] == seen.max() and (weights == seen.max()).float().mean() < 0.5
 
 
+def test_levels_of_noise_that_hide_everything_count_less_at_the_end():
+    places, _, _ = alignment.targets([world.scene(3)] * 3, "short", HIGH[0], [ALL] * 3)
+    levels, shape = torch.tensor([999, 700, 100]), torch.Size((3, 16, 5, 8, 12))
+    phase = train_transformer.Phase(1, 3, HIGH, {17: 1.0}, object_weight=4.0)
+    alike = train_transformer.emphasis(phase, places, levels, shape)
+    later = train_transformer.emphasis(dataclasses.replace(phase, clearness=4.0), places, levels, shape)
+    hidden, dim, seen = (later / alike).flatten(1).unbind(0)
+    assert torch.allclose(hidden, torch.tensor(train_transformer.MUTED)) and torch.allclose(seen, torch.tensor(1.0))
+    assert torch.allclose(dim, 4.0 * train_transformer.ALPHAS[700].sqrt()) and hidden[0] < dim[0] < 1
+
+
 def test_outlines_are_those_of_the_painted_object():
     for plan in HIGH:
         what = dataclasses.replace(world.scene(3, "test", "move"), gradient="none", background=("white", "white"))
