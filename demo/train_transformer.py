@@ -24,7 +24,7 @@ from .parallel import Workers
 from .runs import Run, part_at, strip
 
 # (step, learning rate), linear in between: warm-up, a long level stretch, a fall (arXiv 2405.18392); a second rise and
-# fall for the outlines (alignment.py), which were thought of late, and a third for the last of PHASES.
+# fall for the outlines (alignment.py), which were thought of late, and one more for each of the last two of PHASES.
 RATES = (
     (0, 0.0),
     (100, 4e-3),
@@ -35,6 +35,8 @@ RATES = (
     (6396, 8e-5),
     (6446, 2e-3),
     (8596, 8e-5),
+    (8646, 2e-3),
+    (10996, 8e-5),
 )
 ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
 PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.", "heads")  # AdamW
@@ -77,6 +79,15 @@ PHASES = (
         2200,
         16,
         latent_cache.HIGH,
+        {FRAMES: 0.9, 9: 0.05, 1: 0.05},
+        object_weight=8.0,
+        clearness=4.0,
+        pictures=FEWER_PICTURES,
+    ),
+    Phase(
+        2400,
+        16,
+        (*latent_cache.HIGH, *latent_cache.MORE),
         {FRAMES: 0.9, 9: 0.05, 1: 0.05},
         object_weight=8.0,
         clearness=4.0,
