@@ -21,21 +21,32 @@ IMAGE_NOISE = (-3.0, 0.5)  # mean and deviation of log sigma of the noise on con
 
 @dataclass(frozen=True)
 class Plan:
-    """`clips` clips of one size in pixels."""
+    """`clips` clips of one size in pixels, the first of `choice` times as many scenes, stars before others."""
 
     height: int
     width: int
     clips: int
+    choice: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.width}x{self.height}"
+        return f"{self.width}x{self.height}" + (f"of{self.choice}" if self.choice > 1 else "")
+
+    def seeds(self, shard: int) -> list[int]:
+        """Return the seeds of a shard's scenes."""
+        first = SEEDS[self.name] + shard * SHARD * self.choice
+        return sorted(
+            range(first, first + SHARD * self.choice),
+            key=lambda seed: self.choice > 1 and world.scene(seed).shape != "star",
+        )[:SHARD]
 
 
 # Progressive resolution: the small sizes come first in training and are quick to encode.
 LOW = (Plan(48, 64, 1536), Plan(64, 48, 256), Plan(48, 48, 256))
 HIGH = (Plan(64, 96, 1920), Plan(96, 64, 256), Plan(64, 64, 256))
-SEEDS = {plan.name: 1_000_000 * (i + 1) for i, plan in enumerate((*LOW, *HIGH))}  # no clip is in two sizes
+# For the end: with 2432 clips the loss on others was a quarter higher, and most of all stars came out wrong.
+MORE = (Plan(64, 96, 3072, 2), Plan(96, 64, 384, 2), Plan(64, 64, 384, 2))
+SEEDS = {plan.name: 1_000_000 * (i + 1) for i, plan in enumerate((*LOW, *HIGH, *MORE))}  # no clip is in two sizes
 
 
 def image_noise_augmentation(picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -70,7 +81,7 @@ def build(folder: Path, vae: AutoencoderKLCogVideoX, plans: tuple[Plan, ...]) ->
             path = folder / f"{plan.name}-{shard:03d}.pt"
             if path.exists():
                 continue
-            seeds = [SEEDS[plan.name] + shard * SHARD + i for i in range(SHARD)]
+            seeds = plan.seeds(shard)
             entries = [encode_scene(vae, world.scene(seed), plan, seed) for seed in seeds]
             values = {key: torch.stack([entry[key] for entry in entries]) for key in entries[0]}
             torch.save({"seeds": seeds, **values}, path.with_suffix(".new"))

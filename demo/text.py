@@ -36,16 +36,21 @@ CENSUS = 6000  # captions of each style that say which tokens are known
 TOKENIZER = Path("comfy", "text_encoders", "t5_tokenizer", "tokenizer.json")  # in ComfyUI's folder
 
 
-@cache
-def tokenizer():
-    """Return T5's tokenizer, from ComfyUI: that of dev.py, or of COMFYUI_PATH."""
-    from tokenizers import Tokenizer
-
+def tokenizer_file() -> Path:
+    """Return T5's tokenizer.json in ComfyUI: that of dev.py, or of COMFYUI_PATH."""
     comfyui = os.environ.get("COMFYUI_PATH", Path(__file__).resolve().parents[1] / ".dev" / "ComfyUI")
     path = Path(comfyui, TOKENIZER)
     if not path.is_file():
         raise FileNotFoundError(f"T5's tokenizer is not there: {path}. Run dev.py once; it installs ComfyUI.")
-    return Tokenizer.from_file(str(path))
+    return path
+
+
+@cache
+def tokenizer():
+    """Return T5's tokenizer."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(tokenizer_file()))
 
 
 def tokens(text: str) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -47,7 +48,7 @@ def run_text(args: argparse.Namespace) -> bool:
 
 
 def run_latents(args: argparse.Namespace) -> bool:
-    plans = (*latent_cache.LOW, *latent_cache.HIGH)
+    plans = (*latent_cache.LOW, *latent_cache.HIGH, *latent_cache.MORE)
     latent_cache.build(args.folder / "latents", evaluate.load_vae(args.folder), plans)
     return True
 
@@ -91,6 +92,8 @@ def run_export(args: argparse.Namespace) -> bool:
     }
     vae = evaluate.load_vae(args.folder).state_dict()
     mini.write(args.output, vae, text_weights, model.transformer.state_dict(), latent_scale(args.folder))
+    # The pack takes the tokenizer from ComfyUI; this copy is for other programs, that look for it here.
+    shutil.copyfile(text.tokenizer_file(), args.output / "tokenizer" / "tokenizer.json")
     write_manifest(args.output, args.folder)
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"wrote {args.output}, {size / 2**20:.1f} MiB")

@@ -3,18 +3,17 @@
 As CogVideoX was trained (arXiv 2408.06072 sections 2 and 3), each idea a name here: v-prediction with zero terminal
 SNR (`velocity_loss`), explicit uniform sampling (`explicit_uniform_timesteps`), steps of mixed duration (`duration`),
 progressive length and resolution (`PHASES`), dropped text for guidance (`drop_text`), dropped and noisy
-pictures for image-to-video (`image_latents`).
+pictures for image-to-video (`image_latents`). Ours are the heads halfway (alignment.py) and `emphasis`.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..cogvideox import schedule
@@ -24,28 +23,48 @@ from .mini import FRAMES, SNR_SHIFT, model_input, new_text_encoder, new_transfor
 from .parallel import Workers
 from .runs import Run, part_at, strip
 
-LEARNING_RATE = 4e-3
+# (step, learning rate), linear in between: warm-up, a long level stretch, a fall (arXiv 2405.18392); a second rise and
+# fall for the outlines (alignment.py), which were thought of late, and one more for each of the last two of PHASES.
+RATES = (
+    (0, 0.0),
+    (100, 4e-3),
+    (2650, 4e-3),
+    (4496, 0.0013),
+    (4546, 3e-3),
+    (5028, 0.00243),
+    (6396, 8e-5),
+    (6446, 2e-3),
+    (8596, 8e-5),
+    (8646, 2e-3),
+    (10996, 8e-5),
+)
 ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
 PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.", "heads")  # AdamW
-WARMUP = 100
-DECAY = 0.5  # of the steps, the last ones
-FULL_TEXT_SHARE = 0.06  # of the steps, the last ones, with 226 tokens always
+FULL_TEXT_SHARE = 0.03  # of the steps, the last ones, with 226 tokens always
 AVERAGE = 0.997  # decay of the averaged weights, which are what is shipped
 SAVE_SAMPLES = 1000
 
 TEXT_DROP = 0.1
-# Which pictures a clip is given: none (text-to-video), the first frame, the last, both.
+# How often a clip is given which pictures: none (text-to-video), the first frame, the last, both.
 PICTURES = {"none": 0.5, "first": 0.25, "last": 0.08, "both": 0.17}
+FEWER_PICTURES = {"none": 0.7, "first": 0.14, "last": 0.05, "both": 0.11}
 
 
 @dataclass(frozen=True)
 class Phase:
-    """`steps` steps on `batch` clips of these sizes; `durations` say how often a step's clips have so many frames."""
+    """`steps` steps on `batch` clips of these sizes; `durations` say how often a step's clips have so many frames.
+
+    The object counts `object_weight` times what the ground does, and a level of noise `clearness` times its share of
+    signal sqrt(a), one at most (None: all alike). `pictures` is as PICTURES.
+    """
 
     steps: int
     batch: int
     sizes: tuple[Plan, ...]
     durations: dict[int, float]
+    object_weight: float = 1.0
+    clearness: float | None = None
+    pictures: dict[str, float] = field(default_factory=lambda: PICTURES)
 
 
 # Progressive in size and length, and in the batch: at first many small steps teach more than few large ones.
@@ -53,11 +72,34 @@ PHASES = (
     Phase(150, 32, latent_cache.LOW, {1: 1.0}),
     Phase(150, 16, latent_cache.LOW, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(2500, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
-    Phase(2500, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+    Phase(1200, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
+    Phase(496, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
+    Phase(1900, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
+    Phase(
+        2200,
+        16,
+        latent_cache.HIGH,
+        {FRAMES: 0.9, 9: 0.05, 1: 0.05},
+        object_weight=8.0,
+        clearness=4.0,
+        pictures=FEWER_PICTURES,
+    ),
+    Phase(
+        2400,
+        16,
+        (*latent_cache.HIGH, *latent_cache.MORE),
+        {FRAMES: 0.9, 9: 0.05, 1: 0.05},
+        object_weight=8.0,
+        clearness=4.0,
+        pictures=FEWER_PICTURES,
+    ),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 
 ALPHAS = schedule.alphas_cumprod(SNR_SHIFT).float()  # [1000]
+
+MUTED = 0.05  # the least that a level of noise counts
+CLEAR = 0.02  # share of the signal's power from which one sees where the object is
 
 CLEAN, NOISY = 0, 2  # where in the cached pictures the pair (first, last) begins
 
@@ -93,23 +135,45 @@ def velocity_loss(
     images: torch.Tensor,
     numbers: torch.Tensor,
     timesteps: torch.Tensor,
+    weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the mean squared error of the velocity v = sqrt(a) noise - sqrt(1 - a) x0 (arXiv 2202.00512).
+    """Return the weighted mean squared error of the velocity v = sqrt(a) noise - sqrt(1 - a) x0 (arXiv 2202.00512).
 
     The schedule ends in a = 0 (arXiv 2305.08891): at t = 999 the input is noise alone and v is -x0, so the model
-    learns to begin from nothing but the text. Latents, noise and images [B, 16, T, H, W]; all are scaled.
+    learns to begin from nothing but the text. Latents, noise and images [B, 16, T, H, W]; all are scaled; weights
+    [B, 1, T, H, W].
     """
     a = ALPHAS[timesteps].view(-1, 1, 1, 1, 1)
     noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
     velocity = a.sqrt() * noise - (1 - a).sqrt() * latents
-    return F.mse_loss(model(model_input(noisy, images), timesteps, numbers), velocity)
+    return ((model(model_input(noisy, images), timesteps, numbers) - velocity).square() * weights).mean()
 
 
-def training_loss(model: Model, places: torch.Tensor, scene: torch.Tensor, *painting: torch.Tensor) -> torch.Tensor:
+def training_loss(
+    model: Model, places: torch.Tensor, scene: torch.Tensor, outlines: torch.Tensor, *painting: torch.Tensor
+) -> torch.Tensor:
     """Return the loss of the heads halfway, for `alignment.targets`, plus that of the velocity."""
     with alignment.halfway(model.transformer) as hidden:
         painted = velocity_loss(model, *painting)
-    return painted + model.heads.loss(hidden, places, scene)
+    return painted + model.heads.loss(hidden, places, scene, outlines)
+
+
+def emphasis(phase: Phase, places: torch.Tensor, timesteps: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return how much each of the latents [B, C, T, H, W] counts, for the `places` of `alignment.targets`.
+
+    What tells a star from a disc is a few of a clip's tokens, and the ground has all the others. Where noise hides the
+    object all count alike: told to heed what is near it, the model would see objects everywhere. At the end what noise
+    hides counts less: it has by far the largest errors, and no training can make them smaller (arXiv 2303.09556).
+    """
+    batch, _, frames, height, width = shape
+    grid = (batch, 1, frames, height // 2, width // 2)
+    near = alignment.near(places).view(grid).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    clear = ALPHAS[timesteps].view(-1, 1, 1, 1, 1) > CLEAR
+    weights = torch.where(near & clear, phase.object_weight, 1.0)
+    weights = weights / weights.mean()
+    if phase.clearness is not None:
+        weights = weights * (phase.clearness * ALPHAS[timesteps].sqrt()).clamp(MUTED, 1).view(-1, 1, 1, 1, 1)
+    return weights
 
 
 def duration(phase: Phase, draw: np.random.Generator) -> int:
@@ -130,13 +194,16 @@ def drop_text(numbers: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
     return torch.where(dropped[:, None], empty, numbers)
 
 
-def image_latents(cached: Cached, picks: np.ndarray, frames: int, draw: np.random.Generator) -> torch.Tensor:
+def image_latents(
+    cached: Cached, picks: np.ndarray, frames: int, shares: dict[str, float], draw: np.random.Generator
+) -> torch.Tensor:
     """Return the conditioning pictures' latents [B, 16, T, H, W], unscaled; zeros where nothing is known.
 
-    Pictures are dropped at random (PICTURES), so that one model paints from text alone, from the first frame, from the
-    last, or between both; and half of them are noisy. A clip shorter than the cached ones has no known last frame.
+    Pictures are dropped at random (by `shares`, as PICTURES), so that one model paints from text alone, from the first
+    frame, from the last, or between both; and half of them are noisy. A clip shorter than the cached ones has no known
+    last frame.
     """
-    given = draw.choice(list(PICTURES), size=len(picks), p=list(PICTURES.values()))
+    given = draw.choice(list(shares), size=len(picks), p=list(shares.values()))
     first_pair = np.where(draw.random(len(picks)) < 0.5, CLEAN, NOISY)
     pictures = cached.images[picks]  # [B, 4, 16, H, W]
     latent_frames = (frames - 1) // 4 + 1
@@ -164,9 +231,8 @@ def frames_shown(picks: np.ndarray, frames: int) -> list[list[int]]:
 
 
 def learning_rate(step: int) -> float:
-    """Linear warm-up, a long level stretch, then linearly to nearly nothing (arXiv 2405.18392)."""
-    left = (STEPS - step) / (DECAY * STEPS)
-    return LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * min(1, left))
+    """Return the learning rate of a step, by RATES."""
+    return float(np.interp(step + 1, *zip(*RATES, strict=True)))
 
 
 def average(averaged: Model, model: Model, step: int) -> None:
@@ -188,7 +254,7 @@ def new_run(folder: Path) -> tuple[Run, Model, Model, torch.optim.Optimizer]:
         weights = {key[len(start) :]: value for key, value in reader.items() if key.startswith(start)}
         model.text_encoder.load_state_dict(weights)
     averaged = copy.deepcopy(model).requires_grad_(False)
-    optimiser = muon.Muon(muon.groups(model, PLAIN, adam_share=ADAM_RATE), LEARNING_RATE)
+    optimiser = muon.Muon(muon.groups(model, PLAIN, adam_share=ADAM_RATE), learning_rate(0))
     return Run(folder, "transformer", model=model, averaged=averaged, optimiser=optimiser), model, averaged, optimiser
 
 
@@ -213,17 +279,21 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
         whats = [world.scene(cached.seeds[pick]) for pick in picks]
         style, numbers = text.captions(whats, step, longest=step >= (1 - FULL_TEXT_SHARE) * STEPS)
         numbers = drop_text(numbers, draw)
-        places, scene = alignment.targets(whats, style, plan, frames_shown(picks, frames))
+        places, scene, outlines = alignment.targets(whats, style, plan, frames_shown(picks, frames))
         scene[numbers[:, 0] == text.END] = alignment.IGNORE  # nothing was said
         latents = clip_latents(cached, picks, frames) * latent_scale
+        images = image_latents(cached, picks, frames, phase.pictures, draw) * latent_scale
+        timesteps = explicit_uniform_timesteps(phase.batch, draw)
         loss = workers.backward(
             places,
             scene,
+            outlines,
             latents,
             torch.randn(latents.shape, generator=torch.Generator().manual_seed(step)),
-            image_latents(cached, picks, frames, draw) * latent_scale,
+            images,
             numbers,
-            explicit_uniform_timesteps(phase.batch, draw),
+            timesteps,
+            emphasis(phase, places, timesteps, latents.shape),
         )
         torch.set_num_threads(processes)  # the others wait meanwhile
         norm = torch.nn.utils.clip_grad_norm_(workers.trained, 1.0)

@@ -1,7 +1,8 @@
 """The first stage: the 3D causal VAE, by reconstruction (arXiv 2408.06072 section 2.1).
 
 Short clips of small crops first, then longer ones, then whole pictures: convolutions do not mind the size, only the
-statistics of the group norms have to settle at the end. Then the latents are whitened, and the decoder settles on them.
+statistics of the group norms have to settle at the end. Then the latents are whitened, the decoder settles on them, and
+at last it learns outlines.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import torch
 import torch.nn.functional as F
 
 from ..cogvideox.vae import DECODE_CHUNK, ENCODE_CHUNK, AutoencoderKLCogVideoX, Posterior, _by_chunk
-from . import muon, world
+from . import detector, muon, world
 from .mini import new_vae
 from .runs import Run, part_at, strip, to_frames
 
 LEARNING_RATE = 1e-3
 SETTLE_RATE = 2e-4
+# (step of the last two STAGES, learning rate), linear in between
+DRAWING_RATES = ((0, 0.0), (30, 5.9e-4), (1000, 2e-4), (1120, 0.0))
+LATENT_NOISE = 0.25  # the most, in deviations of the latents
+AROUND = 2  # pixels beside an object that count as it does
 WARMUP = 30
 KL_WEIGHT = 1e-5  # per latent value: keeps latents near unit size, costs next to no detail
 ASPECTS = ((64, 96), (96, 64), (64, 64))
@@ -31,12 +36,16 @@ FLOOR = 0.05  # directions of less variance than this stay small: edges, to be p
 
 @dataclass(frozen=True)
 class Stage:
-    """`steps` steps on `batch` clips of `frames` frames, cut to `crop` pixels (0: whole pictures)."""
+    """`steps` steps on `batch` clips of `frames` frames, cut to `crop` pixels (0: whole pictures).
+
+    What is at the object counts `object_weight` times what the ground does.
+    """
 
     steps: int
     batch: int
     frames: tuple[int, ...]
     crop: int
+    object_weight: float = 1.0
 
 
 STAGES = (
@@ -45,28 +54,34 @@ STAGES = (
     Stage(200, 6, (9, 17), 32),  # longer clips
     Stage(800, 3, (9, 17, 9, 1), 0),  # whole pictures, all aspects
     Stage(200, 3, (9, 17, 9, 1), 0),  # the decoder alone, on whitened latents
+    Stage(900, 4, (9, 17, 9, 17, 1), 48, object_weight=10.0),  # and on noisy ones, heeding the object
+    Stage(220, 3, (9, 17, 9, 17, 1), 0, object_weight=10.0),
 )
 STEPS = sum(stage.steps for stage in STAGES)
-RECONSTRUCTION = STEPS - STAGES[-1].steps
+DRAWING = STEPS - sum(stage.steps for stage in STAGES[-2:])
+RECONSTRUCTION = DRAWING - STAGES[-3].steps
 
 
 def learning_rate(step: int) -> float:
-    """Linear warm-up, then a quarter of a cosine; at the end linearly to zero from a lower start."""
+    """Warm-up, a quarter of a cosine; for the decoder alone linearly to zero from a lower start, then DRAWING_RATES."""
+    if step >= DRAWING:
+        return float(np.interp(step - DRAWING + 1, *zip(*DRAWING_RATES, strict=True)))
     if step >= RECONSTRUCTION:
-        return SETTLE_RATE * (STEPS - step) / (STEPS - RECONSTRUCTION)
+        return SETTLE_RATE * (DRAWING - step) / (DRAWING - RECONSTRUCTION)
     return LEARNING_RATE * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * math.cos(math.pi / 2 * step / RECONSTRUCTION))
 
 
-def clips(step: int, stage: Stage) -> torch.Tensor:
-    """Paint the batch of one step: float [B, 3, F, H, W] in -1..1."""
+def clips(step: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+    """Paint the batch of one step: float [B, 3, F, H, W] in -1..1, and how much each pixel counts [B, 1, F, H, W]."""
     draw = np.random.default_rng(step)
     frames = stage.frames[step % len(stage.frames)]
     height, width = ASPECTS[step % len(ASPECTS)]
-    batch = []
+    batch, near = [], []
     for i in range(stage.batch):
         what = world.scene(step * 64 + i)
         start = int(draw.integers(0, world.FRAMES - frames + 1))
         video = world.render(what, start + frames, height, width)[start:]
+        covered = world.coverage(what, list(range(start, start + frames)), height, width, 1)
         if stage.crop:
             # Around the object, where there is something to learn; elsewhere now and then.
             x, y = world.centres(what, start + frames, height, width)[start + frames // 2]
@@ -74,9 +89,14 @@ def clips(step: int, stage: Stage) -> torch.Tensor:
                 x, y = draw.uniform(0, width), draw.uniform(0, height)
             x, y = (value + draw.normal(0, stage.crop / 4) - stage.crop / 2 for value in (x, y))
             top, left = (int(np.clip(v, 0, size - stage.crop)) for v, size in ((y, height), (x, width)))
-            video = video[:, top : top + stage.crop, left : left + stage.crop]
+            video, covered = (
+                all_of[:, top : top + stage.crop, left : left + stage.crop] for all_of in (video, covered)
+            )
         batch.append(to_pixels(video))
-    return torch.stack(batch)
+        near.append(torch.from_numpy(covered))
+    near = F.max_pool2d(torch.stack(near), 2 * AROUND + 1, 1, AROUND)[:, None]
+    weights = 1 + (stage.object_weight - 1) * near
+    return torch.stack(batch), weights / weights.mean()
 
 
 def to_pixels(video: np.ndarray) -> torch.Tensor:
@@ -107,23 +127,44 @@ def reconstruction_loss(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor, gener
     return F.l1_loss(out, pixels) + 4 * squared + KL_WEIGHT * kl, squared
 
 
+def drawing_loss(
+    vae: AutoencoderKLCogVideoX,
+    pixels: torch.Tensor,
+    weights: torch.Tensor,
+    deviation: float,
+    generator: torch.Generator,
+):
+    """Return weighted loss and mean squared error of pixels [B, 3, F, H, W] decoded from somewhat noisy latents.
+
+    What tells a star from a disc is a few of a picture's pixels: before this half of the stars lost their points in the
+    decoder. The noise stands for what the transformer gets wrong.
+    """
+    with torch.no_grad():
+        latents = encode(vae, pixels).mean
+    strength = LATENT_NOISE * deviation * torch.rand(len(pixels), 1, 1, 1, 1, generator=generator)
+    error = decode(vae, latents + strength * torch.randn(latents.shape, generator=generator)) - pixels
+    return (weights * (error.abs() + 4 * error.square())).mean(), error.square().mean()
+
+
 def psnr(squared_error: float) -> float:
     """Return the peak signal-to-noise ratio in dB of a mean squared error of pixels in -1..1."""
     return 10 * math.log10(4 / max(squared_error, 1e-12))
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKLCogVideoX, count: int = HELD_OUT) -> tuple[float, list[np.ndarray]]:
-    """Return mean PSNR on held-out clips of all aspects, and strips of original and copy."""
-    values, strips = [], []
+def measure(vae: AutoencoderKLCogVideoX, count: int = HELD_OUT) -> tuple[dict[str, float], list[np.ndarray]]:
+    """Return mean PSNR and the share of known shapes on held-out clips of all aspects, and strips of clip and copy."""
+    quality, known, strips = [], [], []
     for seed in range(count):
         height, width = ASPECTS[seed % len(ASPECTS)]
-        pixels = to_pixels(world.render(world.scene(seed, "test"), world.FRAMES, height, width))[None]
+        what = world.scene(seed, "test", "move")
+        pixels = to_pixels(world.render(what, world.FRAMES, height, width))[None]
         copy = vae.decode(vae.encode(pixels).mode()).clamp(-1, 1)
-        values.append(psnr(F.mse_loss(copy, pixels).item()))
+        quality.append(psnr(F.mse_loss(copy, pixels).item()))
+        known.append(detector.measure(to_frames(copy[0])).shape == what.shape)
         if len(strips) < 12:
             strips += [strip(to_frames(pixels[0])), strip(to_frames(copy[0]))]
-    return float(np.mean(values)), strips
+    return {"psnr": float(np.mean(quality)), "shape": float(np.mean(known))}, strips
 
 
 @torch.no_grad()
@@ -183,7 +224,12 @@ def train(folder: Path, limit: int | None = None) -> AutoencoderKLCogVideoX:
         rate = learning_rate(step)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        loss, squared = reconstruction_loss(vae, clips(step, stage), torch.Generator().manual_seed(step))
+        generator = torch.Generator().manual_seed(step)
+        pixels, weights = clips(step, stage)
+        if step >= DRAWING:
+            loss, squared = drawing_loss(vae, pixels, weights, run.facts["deviation"], generator)
+        else:
+            loss, squared = reconstruction_loss(vae, pixels, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -194,8 +240,9 @@ def train(folder: Path, limit: int | None = None) -> AutoencoderKLCogVideoX:
             run.log(loss=mean_loss, psnr=psnr(mean_squared), rate=rate)
             recent.clear()
         if (step + 1) % 200 == 0 or step + 1 == STEPS:
-            run.facts["psnr"], strips = measure(vae)
-            print(f"vae: held-out PSNR {run.facts['psnr']:.2f} dB", flush=True)
+            found, strips = measure(vae)
+            run.facts.update(found)
+            print(f"vae: held out {found}", flush=True)
             run.draw_curve()
             run.draw_strips(strips)
     return vae

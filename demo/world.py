@@ -253,6 +253,25 @@ def centres(what: Scene, frames: int = FRAMES, height: int = 64, width: int = 96
     return np.stack((x, y), axis=1) * shorter
 
 
+def _cover(shape: str, dx, dy, radius, angle, opacity, pixel: float) -> np.ndarray:
+    """Return how much of points (dx, dy) away from its centre an object covers, its edge one `pixel` wide."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    depth = _depth(shape, (dx * cos + dy * sin) / radius, (dy * cos - dx * sin) / radius) * radius
+    return np.clip(depth / pixel + 0.5, 0, 1) * opacity
+
+
+def coverage(what: Scene, frames: list[int], height: int, width: int, step: int) -> np.ndarray:
+    """Return how much of points every `step` pixels the objects cover in these frames: [F, H / step, W / step]."""
+    shorter = min(height, width)
+    x = ((np.arange(0, width, step, dtype=np.float32) + step / 2) / shorter)[None, None, :]
+    y = ((np.arange(0, height, step, dtype=np.float32) + step / 2) / shorter)[None, :, None]
+    covers = []
+    for shape, _, *numbers in _course(what, np.array(frames) / (FRAMES - 1), (width / shorter, height / shorter)):
+        px, py, radius, angle, opacity = (np.asarray(value, dtype=np.float32)[:, None, None] for value in numbers)
+        covers.append(_cover(shape, x - px, y - py, radius, angle, opacity, step / shorter))
+    return np.maximum.reduce(covers)
+
+
 def render(what: Scene, frames: int = FRAMES, height: int = 64, width: int = 96) -> np.ndarray:
     """Paint the scene with smooth edges: uint8 [F, H, W, 3]."""
     shorter = min(height, width)
@@ -273,9 +292,7 @@ def render(what: Scene, frames: int = FRAMES, height: int = 64, width: int = 96)
         top, bottom = (np.clip(np.array([py.min() - reach, py.max() + reach]) * shorter, 0, height)).astype(int)
         right, bottom = min(right + 1, width), min(bottom + 1, height)
         dx, dy = x[:, :, left:right] - px, y[:, top:bottom] - py
-        cos, sin = np.cos(angle), np.sin(angle)
-        depth = _depth(shape, (dx * cos + dy * sin) / radius, (dy * cos - dx * sin) / radius) * radius
-        cover = np.clip(depth * shorter + 0.5, 0, 1) * opacity  # [F, h, w], an edge one pixel wide
+        cover = _cover(shape, dx, dy, radius, angle, opacity, 1 / shorter)  # [F, h, w]
         box = video[:, top:bottom, left:right]
         box += (np.array(COLOURS[colour], dtype=np.float32) - box) * cover[..., None]
     return (video + 0.5).astype(np.uint8)
