@@ -44,7 +44,8 @@ class Plan:
 # Progressive resolution: the small sizes come first in training and are quick to encode.
 LOW = (Plan(48, 64, 1536), Plan(64, 48, 256), Plan(48, 48, 256))
 HIGH = (Plan(64, 96, 1920), Plan(96, 64, 256), Plan(64, 64, 256))
-# For the end: with 2432 clips the loss on others was a quarter higher, and most of all stars came out wrong.
+# For the end. With the clips of HIGH alone the loss on others was higher, at middling noise by a quarter; and of what
+# was painted for held-out prompts 46 of 49 other shapes were right, but 4 of 15 stars.
 MORE = (Plan(64, 96, 3072, 2), Plan(96, 64, 384, 2), Plan(64, 64, 384, 2))
 SEEDS = {plan.name: 1_000_000 * (i + 1) for i, plan in enumerate((*LOW, *HIGH, *MORE))}  # no clip is in two sizes
 

@@ -9,7 +9,7 @@ pictures for image-to-video (`image_latents`). Ours are the heads halfway (align
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,15 @@ class Phase:
     pictures: dict[str, float] = field(default_factory=lambda: PICTURES)
 
 
+HEEDFUL = Phase(
+    2200,
+    16,
+    latent_cache.HIGH,
+    {FRAMES: 0.9, 9: 0.05, 1: 0.05},
+    object_weight=8.0,
+    clearness=4.0,
+    pictures=FEWER_PICTURES,
+)
 # Progressive in size and length, and in the batch: at first many small steps teach more than few large ones.
 PHASES = (
     Phase(150, 32, latent_cache.LOW, {1: 1.0}),
@@ -75,24 +84,8 @@ PHASES = (
     Phase(1200, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(496, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
     Phase(1900, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
-    Phase(
-        2200,
-        16,
-        latent_cache.HIGH,
-        {FRAMES: 0.9, 9: 0.05, 1: 0.05},
-        object_weight=8.0,
-        clearness=4.0,
-        pictures=FEWER_PICTURES,
-    ),
-    Phase(
-        2400,
-        16,
-        (*latent_cache.HIGH, *latent_cache.MORE),
-        {FRAMES: 0.9, 9: 0.05, 1: 0.05},
-        object_weight=8.0,
-        clearness=4.0,
-        pictures=FEWER_PICTURES,
-    ),
+    HEEDFUL,
+    replace(HEEDFUL, steps=2400, sizes=(*latent_cache.HIGH, *latent_cache.MORE)),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 
