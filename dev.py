@@ -46,10 +46,6 @@ HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI.git"
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # the three that fit together
 
-DEMO_PIPELINE = "cogvideox-mini"
-DEMO_GRAPH = ROOT / "workflows" / "t2v.json"
-
-
 NO_NETWORK = re.compile(
     "NewConnectionError|ConnectTimeout|Max retries exceeded|name resolution|Name or service not known|dns error"
     "|Could not resolve host|Network is unreachable|ProxyError",
@@ -380,25 +376,26 @@ def serve(args: argparse.Namespace, extra: list[str]) -> int:
 
 
 def demo(args: argparse.Namespace, extra: list[str]) -> int:
-    if not DEMO_GRAPH.is_file():
-        raise Stop(f"{DEMO_GRAPH.relative_to(ROOT)} is missing: there is no workflow to run.")
+    images = {"image": args.image, "last-image": args.last_image}
+    for file in filter(None, images.values()):
+        if not Path(file).is_file():
+            raise Stop(f"There is no image {file}.")
+    graph = ROOT / "workflows" / ("demo_i2v.json" if any(images.values()) else "demo_t2v.json")
+    if not graph.is_file():
+        raise Stop(f"{graph.relative_to(ROOT)} is missing: there is no workflow to run.")
     comfyui = set_up(args)
-    pipeline = ROOT / "demo" / DEMO_PIPELINE
-    if not (pipeline / "model_index.json").is_file():
-        say("there is no trained demo pipeline: writing a tiny one with random weights, its video is noise")
-        pipeline = BASE / "models" / "CogVideo" / DEMO_PIPELINE
-        run([PYTHON, ROOT / "demo" / "tiny_pipeline.py", pipeline], "writing the demo pipeline")
     log, port = DEV / "server.log", free_port()
     say("starting ComfyUI")
+    started = time.monotonic()
     with server(comfyui, port, log=log):
-        command = [PYTHON, ROOT / "demo" / "run.py", f"http://127.0.0.1:{port}", DEMO_GRAPH]
-        command += ["--pipeline", pipeline, "--output", BASE / "output"]
-        for name in ("prompt", "seed", "steps"):
-            value = getattr(args, name)
-            command += [] if value is None else [f"--{name}={value}"]
+        command = [PYTHON, ROOT / "demo" / "run.py", f"http://127.0.0.1:{port}", graph]
+        command += ["--output", BASE / "output"]
+        values = {"prompt": args.prompt, "seed": args.seed, "steps": args.steps, **images}
+        command += [f"--{name}={value}" for name, value in values.items() if value is not None]
         code = subprocess.call([str(part) for part in command], stdin=subprocess.DEVNULL)
     if code:
         raise Stop(f"no video was made; ComfyUI's own words are in {log}")
+    say(f"done in {time.monotonic() - started:.0f} s, ComfyUI's start and end included")
     return 0
 
 
@@ -465,6 +462,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         sub.set_defaults(action=action)
         subs[action] = sub
     subs[demo].add_argument("--prompt", metavar="TEXT", help="what the video shows")
+    subs[demo].add_argument("--image", metavar="FILE", help="the picture the video begins with")
+    subs[demo].add_argument("--last-image", metavar="FILE", help="the picture the video ends with")
     subs[demo].add_argument("--seed", type=int)
     subs[demo].add_argument("--steps", type=int)
     subs[serve].add_argument("--port", type=int, default=8188)

@@ -10,16 +10,26 @@ import argparse
 import asyncio
 import json
 import sys
+import time
+import types
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: name the pack without putting its folder on sys.path
+    pack = sys.modules["pack"] = types.ModuleType("pack")
+    pack.__path__ = [str(Path(__file__).resolve().parents[1])]
+    __package__ = "pack.demo"
+
+from . import world
 
 NEVER, BYPASS = 2, 4  # `mode` of a muted and of a bypassed node
 NOTES = ("Note", "MarkdownNote")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR")
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # a combo that brings further widgets with each of its options
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")  # values of the widget that follows a seed
+IMAGE_TO_VIDEO = "CogVideoXImageToVideo"
 UPLOADS = ("image_upload", "video_upload", "audio_upload")
 
 Graph = dict[str, Any]
@@ -133,14 +143,33 @@ def set_values(prompt: Prompt, values: dict[str, Any]) -> None:
                 node["inputs"][name] = value
 
 
-def set_prompt(prompt: Prompt, text: str) -> None:
-    """Set the text of the node that feeds a `positive` input."""
+def text_nodes(prompt: Prompt) -> list[dict[str, Any]]:
+    """Return the nodes whose text feeds a `positive` input."""
     origins = [node["inputs"]["positive"] for node in prompt.values() if "positive" in node["inputs"]]
     texts = [prompt[origin[0]] for origin in origins if "text" in prompt[origin[0]]["inputs"]]
     if not texts:
         raise Refused("The workflow has no text node that feeds a `positive` input.")
-    for node in texts:
+    return texts
+
+
+def set_prompt(prompt: Prompt, text: str) -> None:
+    """Set the text of the nodes that feed a `positive` input."""
+    for node in text_nodes(prompt):
         node["inputs"]["text"] = text
+
+
+def set_images(prompt: Prompt, images: dict[str, str | None]) -> None:
+    """Give the workflow's image-to-video nodes these files of the server's input folder, and no other images."""
+    nodes = [node for node in prompt.values() if node["class_type"] == IMAGE_TO_VIDEO]
+    if not nodes:
+        raise Refused(f"The workflow has no {IMAGE_TO_VIDEO} node to take an image.")
+    for name, file in images.items():
+        key = f"{name} file"
+        if file is not None:
+            prompt[key] = {"class_type": "LoadImage", "inputs": {"image": file}, "_meta": {"title": "Load Image"}}
+        for node in nodes:
+            node["inputs"].pop(name, None)
+            node["inputs"] |= {name: [key, 0]} if file is not None else {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,8 +185,21 @@ def _reason(answer: dict[str, Any]) -> str:
     return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
-async def queue(url: str, workflow: Graph, edit: Any) -> list[dict[str, str]]:
-    """Run a saved workflow, printing what happens; `edit(prompt)` may change it first. Returns the files it saved."""
+async def upload(session: Any, image: Path) -> str:
+    """Put a file into the server's input folder; return its name there."""
+    if not image.is_file():
+        raise Refused(f"There is no file {image}.")
+    async with session.post("/upload/image", data={"image": image.open("rb")}) as reply:
+        if reply.status != 200:
+            raise Refused(f"The server does not take {image.name} ({reply.status}).")
+        return (await reply.json())["name"]
+
+
+async def queue(url: str, workflow: Graph, edit: Any, images: dict[str, Path | None]) -> list[dict[str, str]]:
+    """Run a saved workflow, printing what happens; `edit(prompt)` may change it first. Returns the files it saved.
+
+    Where `images` has a file, its images stand for those of the workflow, by the name of the input they go to.
+    """
     import aiohttp  # here, so that the rest needs the standard library only
 
     client = uuid.uuid4().hex
@@ -165,6 +207,9 @@ async def queue(url: str, workflow: Graph, edit: Any) -> list[dict[str, str]]:
         async with session.get("/object_info") as reply:
             prompt = graph_to_prompt(workflow, await reply.json())
         edit(prompt)
+        if any(images.values()):
+            uploaded = {name: await upload(session, file) if file else None for name, file in images.items()}
+            set_images(prompt, uploaded)
         async with session.ws_connect("/ws", params={"clientId": client}, max_msg_size=0) as socket:
             body = {"prompt": prompt, "client_id": client, "extra_data": {"extra_pnginfo": {"workflow": workflow}}}
             async with session.post("/prompt", json=body) as reply:
@@ -200,36 +245,33 @@ async def queue(url: str, workflow: Graph, edit: Any) -> list[dict[str, str]]:
     return [entry for value in lists for entry in value if isinstance(entry, dict) and entry.get("type") == "output"]
 
 
-def native_size(pipeline: Path) -> dict[str, int]:
-    """Read from a pipeline folder the video size it was made for."""
-    config = json.loads((pipeline / "transformer" / "config.json").read_text("utf-8"))
-    vae = json.loads((pipeline / "vae" / "config.json").read_text("utf-8"))
-    pixels = 2 ** (len(vae["block_out_channels"]) - 1)
-    width, height = config["sample_width"] * pixels, config["sample_height"] * pixels
-    return {"width": width, "height": height, "length": config["sample_frames"]}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("url")
     parser.add_argument("workflow", type=Path)
-    parser.add_argument("--pipeline", type=Path, help="run this pipeline folder, at the size it was made for")
     parser.add_argument("--output", type=Path, default=Path(), help="the server's output folder, to name the files")
     parser.add_argument("--prompt")
+    parser.add_argument("--image", type=Path, help="the first frame")
+    parser.add_argument("--last-image", type=Path, help="the last frame")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--steps", type=int)
     args = parser.parse_args()
+    values = {"seed": args.seed, "noise_seed": args.seed, "steps": args.steps}
+    values = {name: value for name, value in values.items() if value is not None}
 
     def edit(prompt: Prompt) -> None:
-        values: dict[str, Any] = {"seed": args.seed, "noise_seed": args.seed, "steps": args.steps}
-        if args.pipeline:
-            values |= {"pipeline": args.pipeline.name, **native_size(args.pipeline)}
-        set_values(prompt, {name: value for name, value in values.items() if value is not None})
+        set_values(prompt, values)
         if args.prompt is not None:
             set_prompt(prompt, args.prompt)
+        text = text_nodes(prompt)[0]["inputs"]["text"]
+        print(f"prompt: {text}", flush=True)
+        if line := world.outside(text):
+            print(line, flush=True)
 
+    start = time.monotonic()
+    images = {"start_image": args.image, "end_image": args.last_image}
     try:
-        files = asyncio.run(queue(args.url, json.loads(args.workflow.read_text("utf-8")), edit))
+        files = asyncio.run(queue(args.url, json.loads(args.workflow.read_text("utf-8")), edit, images))
     except Refused as error:
         print(error, file=sys.stderr)
         return 1
@@ -237,7 +279,7 @@ def main() -> int:
         print("The workflow saved no file.", file=sys.stderr)
         return 1
     for file in files:
-        print(f"saved {args.output / file['subfolder'] / file['filename']}")
+        print(f"saved {args.output / file['subfolder'] / file['filename']} after {time.monotonic() - start:.1f} s")
     return 0
 
 

@@ -9,7 +9,7 @@ pictures for image-to-video (`image_latents`). Ours are the heads halfway (align
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from .parallel import Workers
 from .runs import Run, part_at, strip
 
 # (step, learning rate), linear in between: warm-up, a long level stretch, a fall (arXiv 2405.18392); a second rise and
-# fall for the outlines (alignment.py), which were thought of late, and one more for each of the last two of PHASES.
+# fall for the outlines (alignment.py), which were thought of late, and one more for each of the last three of PHASES.
 RATES = (
     (0, 0.0),
     (100, 4e-3),
@@ -37,10 +37,12 @@ RATES = (
     (8596, 8e-5),
     (8646, 2e-3),
     (10996, 8e-5),
+    (11046, 1.6e-3),
+    (11996, 8e-5),
 )
 ADAM_RATE = 0.4  # of the learning rate, for what Muon does not train
 PLAIN = ("patch_embed", "proj_out", "time_embedding", ".linear.", "heads")  # AdamW
-FULL_TEXT_SHARE = 0.03  # of the steps, the last ones, with 226 tokens always
+FULL_TEXT_SHARE = 0.015  # of the steps, the last ones, with 226 tokens always
 AVERAGE = 0.997  # decay of the averaged weights, which are what is shipped
 SAVE_SAMPLES = 1000
 
@@ -48,6 +50,7 @@ TEXT_DROP = 0.1
 # How often a clip is given which pictures: none (text-to-video), the first frame, the last, both.
 PICTURES = {"none": 0.5, "first": 0.25, "last": 0.08, "both": 0.17}
 FEWER_PICTURES = {"none": 0.7, "first": 0.14, "last": 0.05, "both": 0.11}
+MORE_WORDS = (0.4, 0.2, 0.3, 0.1)  # three times the long captions of text.STYLE_SHARES
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Phase:
     """`steps` steps on `batch` clips of these sizes; `durations` say how often a step's clips have so many frames.
 
     The object counts `object_weight` times what the ground does, and a level of noise `clearness` times its share of
-    signal sqrt(a), one at most (None: all alike). `pictures` is as PICTURES.
+    signal sqrt(a), one at most (None: all alike). `pictures` is as PICTURES, `styles` as text.STYLE_SHARES.
     """
 
     steps: int
@@ -65,8 +68,18 @@ class Phase:
     object_weight: float = 1.0
     clearness: float | None = None
     pictures: dict[str, float] = field(default_factory=lambda: PICTURES)
+    styles: tuple[float, ...] = text.STYLE_SHARES
 
 
+HEEDFUL = Phase(
+    2200,
+    16,
+    latent_cache.HIGH,
+    {FRAMES: 0.9, 9: 0.05, 1: 0.05},
+    object_weight=8.0,
+    clearness=4.0,
+    pictures=FEWER_PICTURES,
+)
 # Progressive in size and length, and in the batch: at first many small steps teach more than few large ones.
 PHASES = (
     Phase(150, 32, latent_cache.LOW, {1: 1.0}),
@@ -75,24 +88,9 @@ PHASES = (
     Phase(1200, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}),
     Phase(496, 32, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
     Phase(1900, 16, latent_cache.HIGH, {FRAMES: 0.75, 9: 0.15, 1: 0.1}, object_weight=4.0),
-    Phase(
-        2200,
-        16,
-        latent_cache.HIGH,
-        {FRAMES: 0.9, 9: 0.05, 1: 0.05},
-        object_weight=8.0,
-        clearness=4.0,
-        pictures=FEWER_PICTURES,
-    ),
-    Phase(
-        2400,
-        16,
-        (*latent_cache.HIGH, *latent_cache.MORE),
-        {FRAMES: 0.9, 9: 0.05, 1: 0.05},
-        object_weight=8.0,
-        clearness=4.0,
-        pictures=FEWER_PICTURES,
-    ),
+    HEEDFUL,
+    replace(HEEDFUL, steps=2400, sizes=(*latent_cache.HIGH, *latent_cache.MORE)),
+    replace(HEEDFUL, steps=1000, sizes=(*latent_cache.HIGH, *latent_cache.MORE), styles=MORE_WORDS),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 
@@ -277,7 +275,8 @@ def train(folder: Path, latent_scale: float, limit: int | None = None, processes
         cached = cache[plan.name]
         picks = draw.integers(0, len(cached), phase.batch)
         whats = [world.scene(cached.seeds[pick]) for pick in picks]
-        style, numbers = text.captions(whats, step, longest=step >= (1 - FULL_TEXT_SHARE) * STEPS)
+        longest = step >= (1 - FULL_TEXT_SHARE) * STEPS
+        style, numbers = text.captions(whats, step, longest, phase.styles)
         numbers = drop_text(numbers, draw)
         places, scene, outlines = alignment.targets(whats, style, plan, frames_shown(picks, frames))
         scene[numbers[:, 0] == text.END] = alignment.IGNORE  # nothing was said

@@ -29,7 +29,7 @@ AROUND = 2  # pixels beside an object that count as it does
 WARMUP = 30
 KL_WEIGHT = 1e-5  # per latent value: keeps latents near unit size, costs next to no detail
 ASPECTS = ((64, 96), (96, 64), (64, 64))
-HELD_OUT = 24  # test clips the PSNR is measured on
+HELD_OUT, FINALLY = 24, 192  # test clips the VAE is measured on, on its way and at the end
 WHITEN_CLIPS = 96  # clips the latents' covariance is measured on
 FLOOR = 0.05  # directions of less variance than this stay small: edges, to be painted when the rest is there
 
@@ -89,9 +89,8 @@ def clips(step: int, stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
                 x, y = draw.uniform(0, width), draw.uniform(0, height)
             x, y = (value + draw.normal(0, stage.crop / 4) - stage.crop / 2 for value in (x, y))
             top, left = (int(np.clip(v, 0, size - stage.crop)) for v, size in ((y, height), (x, width)))
-            video, covered = (
-                all_of[:, top : top + stage.crop, left : left + stage.crop] for all_of in (video, covered)
-            )
+            rows, columns = slice(top, top + stage.crop), slice(left, left + stage.crop)
+            video, covered = video[:, rows, columns], covered[:, rows, columns]
         batch.append(to_pixels(video))
         near.append(torch.from_numpy(covered))
     near = F.max_pool2d(torch.stack(near), 2 * AROUND + 1, 1, AROUND)[:, None]
@@ -136,8 +135,8 @@ def drawing_loss(
 ):
     """Return weighted loss and mean squared error of pixels [B, 3, F, H, W] decoded from somewhat noisy latents.
 
-    What tells a star from a disc is a few of a picture's pixels: before this half of the stars lost their points in the
-    decoder. The noise stands for what the transformer gets wrong.
+    What tells a star from a disc is a few of a picture's pixels: before this half of the stars lost their points. The
+    noise stands for what the transformer gets wrong.
     """
     with torch.no_grad():
         latents = encode(vae, pixels).mean
@@ -152,7 +151,7 @@ def psnr(squared_error: float) -> float:
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKLCogVideoX, count: int = HELD_OUT) -> tuple[dict[str, float], list[np.ndarray]]:
+def measure(vae: AutoencoderKLCogVideoX, count: int) -> tuple[dict[str, float], list[np.ndarray]]:
     """Return mean PSNR and the share of known shapes on held-out clips of all aspects, and strips of clip and copy."""
     quality, known, strips = [], [], []
     for seed in range(count):
@@ -240,7 +239,7 @@ def train(folder: Path, limit: int | None = None) -> AutoencoderKLCogVideoX:
             run.log(loss=mean_loss, psnr=psnr(mean_squared), rate=rate)
             recent.clear()
         if (step + 1) % 200 == 0 or step + 1 == STEPS:
-            found, strips = measure(vae)
+            found, strips = measure(vae, FINALLY if step + 1 == STEPS else HELD_OUT)
             run.facts.update(found)
             print(f"vae: held out {found}", flush=True)
             run.draw_curve()

@@ -42,7 +42,7 @@ BACKGROUNDS = {
     "mint": (190, 230, 206),
 }
 GRADIENTS = ("none", "down", "right")
-SIZES = {"small": 0.12, "medium": 0.155, "large": 0.19}  # radius
+SIZES = {"small": 0.15, "medium": 0.175, "large": 0.2}  # radius
 SPEEDS = {"slow": 0.26, "normal": 0.38, "fast": 0.5}  # way travelled by frame 16
 
 DIAGONAL = math.sqrt(0.5)
