@@ -16,6 +16,17 @@ def test_no_scene_is_cached_twice_and_the_last_are_half_stars():
     assert 0.45 < sum(stars) / len(stars) < 0.55
 
 
+def test_clips_encoded_together_are_those_encoded_alone():
+    torch.manual_seed(0)
+    vae, plan, seeds = mini.new_vae(), latent_cache.LOW[-1], [5, 6]
+    both = latent_cache.encode_scenes(vae, plan, seeds)
+    alone = [latent_cache.encode_scenes(vae, plan, [seed]) for seed in seeds]
+    assert both["video"].shape == (2, 16, 5, 6, 6) and both["images"].shape == (2, 4, 16, 6, 6)
+    for name, latents in both.items():
+        torch.testing.assert_close(latents, torch.cat([one[name] for one in alone]), rtol=1e-2, atol=1e-3)
+        assert not torch.equal(latents[0], latents[1])
+
+
 def test_the_object_and_what_is_beside_it_count_more():
     for step in range(3):
         pixels, weights = train_vae.clips(step, STAGE)
