@@ -5,7 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cogvideox.patches import STEP_CACHE_MODES
-from .host.patches import CACHE_DEVICES, with_enhanced_video, with_guidance_window, with_step_cache
+from .host.patches import (
+    ATTENTIONS,
+    CACHE_DEVICES,
+    with_attention,
+    with_enhanced_video,
+    with_guidance_window,
+    with_step_cache,
+)
 from .host.text_encoder import show_on_node
 
 CATEGORY = "CogVideoX/patches"
@@ -125,6 +132,45 @@ class CogVideoXGuidanceWindow(io.ComfyNode):
         return io.NodeOutput(with_guidance_window(model, start_percent, end_percent))
 
 
+class CogVideoXAttention(io.ComfyNode):
+    """Another of the host's attention kernels for one model."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXAttention",
+            display_name="CogVideoX Attention",
+            category=CATEGORY,
+            description=(
+                "Attends with another kernel than the one ComfyUI was started with, for this model alone. sage "
+                "multiplies in eight bits, which is faster and an approximation; the others are exact to rounding."
+            ),
+            search_aliases=["SageAttention", "Patch Sage Attention", "FlashAttention", "xformers", "sdpa", "speed"],
+            inputs=[
+                io.Model.Input("model", tooltip=MODEL_TOOLTIP),
+                io.Combo.Input(
+                    "attention",
+                    options=list(ATTENTIONS),
+                    default="sage",
+                    tooltip=(
+                        "The kernel, where its package is installed in ComfyUI's Python; else ComfyUI's own choice is "
+                        "used and the node says so. sage: 8 bits. sage3: 4 bits, Blackwell cards. flash, xformers, "
+                        "pytorch: exact."
+                    ),
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this attention.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, attention) -> io.NodeOutput:
+        model, note = with_attention(model, attention)
+        if note and cls.hidden:
+            show_on_node(note, cls.hidden.unique_id)
+        return io.NodeOutput(model)
+
+
 class CogVideoXEnhanceVideo(io.ComfyNode):
     """Enhance-A-Video: frames that attend to each other more."""
 
@@ -160,4 +206,4 @@ class CogVideoXEnhanceVideo(io.ComfyNode):
         return io.NodeOutput(with_enhanced_video(model, weight, start_percent, end_percent))
 
 
-NODES = [CogVideoXStepCache, CogVideoXGuidanceWindow, CogVideoXEnhanceVideo]
+NODES = [CogVideoXStepCache, CogVideoXGuidanceWindow, CogVideoXAttention, CogVideoXEnhanceVideo]

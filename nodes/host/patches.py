@@ -1,4 +1,4 @@
-"""MODEL patches beyond the reference: reused steps, guidance for part of a run, stronger ties between frames.
+"""MODEL patches beyond the reference: reused steps, guidance for part of a run, other attention, frames tied closer.
 
 Each is a clone of MODEL with wrappers of the host on it. What a run remembers is made when it starts, travels in its
 own `transformer_options` and ends with it.
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -28,6 +29,7 @@ from .sampling import require_cogvideox
 
 log = logging.getLogger(__name__)
 
+ATTENTIONS = ("sage", "sage3", "flash", "xformers", "pytorch")  # the host's names for its kernels
 MAIN_DEVICE, OFFLOAD_DEVICE = CACHE_DEVICES = ("main device", "offload device")
 
 # Names of what these patches put into a run's wrappers and options.
@@ -249,6 +251,26 @@ def with_guidance_window(model, start_percent: float, end_percent: float):
         return [positive, positive]
 
     return patched(model, GUIDANCE_WINDOW, {WrappersMP.CALC_COND_BATCH: calc_cond_batch})
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+
+def with_attention(model, name: str):
+    """Return a clone of MODEL that attends with the host's kernel `name`, and a note where that is not installed."""
+    require_cogvideox(model)
+    model = model.clone()
+    kernel = host_attention.get_attention_function(name, None)
+    if kernel is None:
+        note = f"{name} attention is not installed here, so ComfyUI's own choice is used."
+        log.warning("CogVideoX Attention: %s", note)
+        return model, note
+
+    def attend(attention: Callable, *args, **kwargs) -> torch.Tensor:
+        return kernel(*args, **kwargs)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = attend
+    return model, ""
 
 
 # --- Enhance-A-Video -----------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ PROMISE = {
         "MODEL",
     ),
     "CogVideoXGuidanceWindow": ("model:MODEL start_percent:FLOAT end_percent:FLOAT", "MODEL"),
+    "CogVideoXAttention": ("model:MODEL attention:COMBO", "MODEL"),
     "CogVideoXEnhanceVideo": ("model:MODEL weight:FLOAT start_percent:FLOAT end_percent:FLOAT", "MODEL"),
     "CogVideoXSampler": (
         "model:MODEL positive:CONDITIONING negative:CONDITIONING latent_image:LATENT seed:INT steps:INT cfg:FLOAT "
@@ -91,6 +92,7 @@ CHOICES = {
     ("CogVideoXDynamicCFG", "schedule"): {"cosine over steps", "reference"},
     ("CogVideoXStepCache", "mode"): {"teacache", "first block cache"},
     ("CogVideoXStepCache", "cache_device"): {"main device", "offload device"},
+    ("CogVideoXAttention", "attention"): {"sage", "sage3", "flash", "xformers", "pytorch"},
     ("CogVideoXVAEDecode", "memory"): {"auto", "whole frame", "slabs", "tiles"},
     ("CogVideoXVAEEncode", "posterior"): {"mode", "sample"},
 }
@@ -103,6 +105,7 @@ DEFAULTS = {
     "CogVideoXTextEncode": {"long_prompt": "truncate", "prompt_weights": False},
     "CogVideoXStepCache": {"mode": "teacache", "threshold": 0.1, "start_percent": 0.0, "end_percent": 1.0},
     "CogVideoXGuidanceWindow": {"start_percent": 0.0, "end_percent": 0.7},
+    "CogVideoXAttention": {"attention": "sage"},
     "CogVideoXEnhanceVideo": {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0},
     "CogVideoXVAEDecode": {"memory": "auto"},
     "CogVideoXVAEEncode": {"posterior": "mode"},
@@ -291,7 +294,7 @@ def test_the_weight_dtype_is_that_of_the_widget(models, name):
     model = CogVideoXLoadModel.execute("Tiny-5b", name, "auto").result[0]
     block = model.model.diffusion_model.transformer_blocks[0]
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8_e4m3fn": torch.float8_e4m3fn}[name]
-    assert block.ff.net[2].weight.dtype == wanted
+    assert block.ff.net[2].state_dict()["weight"].dtype == wanted
     assert block.norm1.linear.weight.dtype == (torch.float32 if name.startswith("fp8") else wanted)
 
 

@@ -1,4 +1,4 @@
-"""Step cache, guidance window and Enhance-A-Video: exact where they are off, at work where they are on, gone after."""
+"""Step cache, guidance window, attention, Enhance-A-Video: exact where off, at work where on, gone afterwards."""
 
 import copy
 import gc
@@ -7,6 +7,7 @@ import math
 import weakref
 from contextlib import contextmanager
 
+import comfy.ldm.modules.attention as host_attention
 import comfy.model_patcher
 import comfy.samplers
 import pytest
@@ -18,7 +19,7 @@ from pack.cogvideox import patches as arithmetic
 from pack.cogvideox.variants import RELEASED
 from pack.nodes.host import patches
 from pack.nodes.host.conditioning import empty_latent
-from pack.nodes.patches import CogVideoXEnhanceVideo, CogVideoXGuidanceWindow, CogVideoXStepCache
+from pack.nodes.patches import CogVideoXAttention, CogVideoXEnhanceVideo, CogVideoXGuidanceWindow, CogVideoXStepCache
 from pack.nodes.sampling import CogVideoXDynamicCFG
 
 import nodes
@@ -47,6 +48,24 @@ def cached(model, mode="teacache", threshold=None, start=0.0, end=1.0, device="m
     return CogVideoXStepCache.execute(model, mode, threshold, start, end, device).result[0]
 
 
+def attending(model, name):
+    return CogVideoXAttention.execute(model, name).result[0]
+
+
+@host_attention.wrap_attn
+def in_eight_bits(q, k, v, heads, **kwargs):
+    """Attend as SageAttention does to queries and keys: rounded to eight bits token by token."""
+    scales = [x.abs().amax(-1, keepdim=True).clamp(min=1e-6) / 127 for x in (q, k)]
+    q, k = ((x / scale).round() * scale for x, scale in zip((q, k), scales, strict=True))
+    return host_attention.attention_pytorch(q, k, v, heads, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def sage(monkeypatch):
+    """Let the host have an eight-bit kernel, which it offers where the package is installed."""
+    monkeypatch.setitem(host_attention.REGISTERED_ATTENTION_FUNCTIONS, "sage", in_eight_bits)
+
+
 @contextmanager
 def counted(model, block=-1):
     """Count the rows of latents that pass a block, the last one unless told."""
@@ -70,18 +89,20 @@ def model():
     return pipelines.ours("5b")[0]
 
 
-# --- all three -----------------------------------------------------------------------------------------------------
+# --- all of them ---------------------------------------------------------------------------------------------------
 
 OFF = {
     "step cache": lambda model: cached(model, threshold=0.0),
     "first block cache": lambda model: cached(model, "first block cache", 0.0),
     "guidance window": lambda model: CogVideoXGuidanceWindow.execute(model, 0.0, 1.0).result[0],
+    "attention": lambda model: attending(model, "pytorch"),
     "enhance": lambda model: CogVideoXEnhanceVideo.execute(model, 0.0, 0.0, 1.0).result[0],
 }
 ON = {
     "step cache": lambda model: cached(model),
     "first block cache": lambda model: cached(model, "first block cache"),
     "guidance window": lambda model: CogVideoXGuidanceWindow.execute(model, 0.0, 0.5).result[0],
+    "attention": lambda model: attending(model, "sage"),
     "enhance": lambda model: CogVideoXEnhanceVideo.execute(model, 4.0, 0.0, 1.0).result[0],
 }
 
@@ -125,8 +146,8 @@ def test_an_empty_window_is_refused(model, use):
         use(model)
 
 
-def test_the_three_work_together_and_with_dynamic_guidance(model):
-    for name in ("enhance", "step cache", "guidance window"):
+def test_they_work_together_and_with_dynamic_guidance(model):
+    for name in ("attention", "enhance", "step cache", "guidance window"):
         model = ON[name](model)
     model = CogVideoXDynamicCFG.execute(model, "cosine over steps").result[0]
     with counted(model) as rows:
@@ -361,6 +382,39 @@ def test_the_window_holds_in_context_windows_and_with_dynamic_guidance(model):
     assert torch.isfinite(out).all()
     windows = len(rows) // STEPS
     assert rows == [2] * 5 * windows + [1] * 5 * windows
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+
+def test_every_attention_is_that_of_the_kernel_named(model, monkeypatch):
+    shapes = []
+    counting = host_attention.wrap_attn(
+        lambda q, *args, **kwargs: shapes.append(q.shape) or in_eight_bits(q, *args, **kwargs)
+    )
+    monkeypatch.setitem(host_attention.REGISTERED_ATTENTION_FUNCTIONS, "flash", counting)
+    error = relative_error(run(attending(model, "flash"), 4), run(model, 4))
+    config = model.model.variant.transformer
+    assert len(shapes) == 4 * config.num_layers and {shape[1] for shape in shapes} == {config.num_attention_heads}
+    assert 1e-4 < error < 0.05  # the price of eight bits
+
+
+def test_the_last_attention_chosen_holds(model):
+    assert torch.equal(run(attending(attending(model, "sage"), "pytorch"), 4), run(model, 4))
+
+
+def test_enhancing_measures_in_full_and_attends_with_the_kernel_chosen(model):
+    both = ON["enhance"](attending(model, "sage"))
+    for other in (ON["enhance"](model), attending(model, "sage")):
+        assert relative_error(run(both, 4), run(other, 4)) > 1e-4
+    assert torch.equal(run(both, 4), run(attending(ON["enhance"](model), "sage"), 4))
+
+
+def test_an_attention_that_is_not_installed_leaves_the_video_as_it_was(model, monkeypatch, caplog):
+    monkeypatch.delitem(host_attention.REGISTERED_ATTENTION_FUNCTIONS, "sage")
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(run(attending(model, "sage"), 4), run(model, 4))
+    assert "sage attention is not installed here, so ComfyUI's own choice is used." in caplog.text
 
 
 # --- Enhance-A-Video -----------------------------------------------------------------------------------------------
