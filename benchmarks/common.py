@@ -201,12 +201,10 @@ def load(name: str) -> dict[str, Any]:
 
 
 def save(name: str, results: dict[str, Any]) -> Path:
-    """Write results/NAME.json and print it."""
+    """Write results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    text = json.dumps({"machine": machine(), **results}, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    path.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n", encoding="utf-8")
     return path
 
 

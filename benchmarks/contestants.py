@@ -18,6 +18,7 @@ from . import common
 from .weights import WEIGHT_SCALE, variant_of
 
 CONTESTANTS = ("ours", "diffusers", "core")
+COMPILED = "compiled"  # ours, by PyTorch's compiler
 PROMPT, NEGATIVE = "A red ball rolls to the left over a wooden floor, seen from above.", ""
 SEED, GUIDANCE = 1, 6.0
 
@@ -114,6 +115,11 @@ def ours(case: Case, dtype: torch.dtype, device: str) -> tuple[torch.nn.Module, 
     if case.kind == "decode":
         return model, lambda latents: model.decode(latents)
     return model, lambda pixels: model.encode(pixels).mode()
+
+
+def compiled(case: Case, dtype: torch.dtype, device: str) -> tuple[torch.nn.Module, Forward]:
+    model, forward = ours(case, dtype, device)
+    return model, torch.compile(forward)
 
 
 def diffusers(case: Case, dtype: torch.dtype, device: str) -> tuple[torch.nn.Module, Forward]:

@@ -2,9 +2,9 @@
 
     python dev.py bench loading [--variant CogVideoX-5B] [--layers N] [--weight-dtype auto fp8_e4m3fn ...]
 
-Writes a file with random weights to .dev/, loads it in a process of its own for each type asked for and prints what
-that took as JSON. Resident memory counts the mapped pages of the file, which the system takes back when it needs them;
-`own_gb` is what it cannot take back.
+Writes a file with random weights to .dev/, loads it in a process of its own for each type asked for and writes what
+that took to results/loading.json. Resident memory counts the mapped pages of the file, which the system takes back when
+it needs them; `own_gb` is what it cannot take back.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def main() -> None:
     finally:
         path.unlink()
     print(json.dumps({"machine": common.machine(), **results}, indent=2))
+    common.save("loading", {args.variant: results})
 
 
 if __name__ == "__main__":

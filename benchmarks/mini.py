@@ -176,7 +176,7 @@ def main() -> None:
         if worker.wait():
             raise SystemExit("A part of the proof failed; its error is above.")
     ordered = {name: results[name] for name in parts(None, 0) if name in results}
-    common.save("mini", {"steps": STEPS, "guidance": GUIDANCE, **ordered})
+    print(common.save("mini", {"steps": STEPS, "guidance": GUIDANCE, **ordered}).read_text("utf-8"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-SHARED = ("run", "common", "weights", "contestants")
+SHARED = ("run", "common", "weights", "contestants", "counting")
 
 
 def main() -> int:

@@ -3,11 +3,11 @@
     python dev.py bench speed [--only PART ...] [--rounds 5] [--dtype bfloat16] [--quick]
     python dev.py bench speed --show FILE [FILE ...]
 
-Parts: transformer (one pass of each variant), decode, encode, pipeline (text to frames), growth (with frames and with
-size) and, on a graphics card, released (the real thing: see released.py). Each contestant is a process of its own with
-the same weights and inputs; they take turns, so that whatever else the machine does meets all of them. Medians and
-spread go to results/speed-cpu.json or speed-gpu.json, with a plot of the growth beside it. Figures of different runs
-are never compared.
+Parts: transformer (one pass of each variant; ours once more by PyTorch's compiler), decode, encode, pipeline (text to
+frames), growth (with frames and with size) and, on a graphics card, released (the real thing: see released.py). Each
+contestant is a process of its own with the same weights and inputs; they take turns, so that whatever else the machine
+does meets all of them. Medians and spread go to results/speed-cpu.json or speed-gpu.json, with a plot of the growth
+beside it. Figures of different runs are never compared.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ if __name__ == "__main__":
     import_pack()
 
 from pack.benchmarks import common, weights
-from pack.benchmarks.contestants import CONTESTANTS, STAGES, Case, Contestant
+from pack.benchmarks.contestants import COMPILED, CONTESTANTS, STAGES, Case, Contestant
 from pack.cogvideox.convolution import bfloat16_is_native
 from pack.cogvideox.variants import RELEASED
 
 ON_GPU = torch.cuda.is_available()
 BASE = "diffusers"  # what the others are measured by
 NETWORKS = ("transformer", "decode", "encode")
+GROWING = ("transformer", "decode")
 AXES = ("frames", "size")
 
 
@@ -47,26 +48,29 @@ def cases(dtype: str, quick: bool) -> dict[str, list[Case]]:
         names = ["CogVideoX-2B", "CogVideoX1.5-5B-I2V"]
         one, coded, small = (3, 4, 6), [(1, 2, 3)], dict(layers=1, heads=6)
         film = Case("pipeline", (1, 4, 6), layers=1, heads=6, dtype=dtype, steps=2)
-        frames, sizes = [(1, 4, 6), (3, 4, 6)], [(1, 2, 4), (1, 4, 6)]
+        frames = {kind: [(1, 4, 6), (3, 4, 6)] for kind in GROWING}
+        sizes = {kind: [(1, 2, 4), (1, 4, 6)] for kind in GROWING}
     elif ON_GPU:
         one, coded, small = (13, 60, 90), [(3, 60, 90), (13, 60, 90)], {}
         film = Case("pipeline", (13, 60, 90), dtype=dtype, steps=10)
-        frames = [(t, 60, 90) for t in (1, 3, 5, 7, 9, 11, 13)]
-        sizes = [(5, 4 * n, 6 * n) for n in (5, 8, 11, 15, 20)]
+        frames = {kind: [(t, 60, 90) for t in (1, 3, 5, 7, 9, 11, 13)] for kind in GROWING}
+        sizes = {kind: [(5, 4 * n, 6 * n) for n in (5, 8, 11, 15, 20)] for kind in GROWING}
     else:
         names.remove("CogVideoX-5B-I2V")  # diffusers takes it in its own size alone
-        one, coded, small = (5, 30, 46), [(3, 20, 30), (7, 20, 30)], dict(layers=2)
-        film = Case("pipeline", (3, 20, 30), layers=4, heads=8, dtype=dtype, steps=4)
-        frames = [(t, 10, 15) for t in (1, 3, 5, 7, 9, 13)]
-        sizes = [(3, 2 * n, 3 * n) for n in (4, 6, 8, 12)]
+        one, coded, small = (5, 30, 46), [(3, 20, 30), (7, 12, 18)], dict(layers=2)
+        film = Case("pipeline", (3, 10, 16), layers=4, heads=8, dtype=dtype, steps=4)
+        frames = {"transformer": [(t, 20, 30) for t in (1, 3, 5, 9, 13)], "decode": [(t, 8, 12) for t in (1, 3, 5, 9)]}
+        sizes = {
+            "transformer": [(3, 8 * n, 12 * n) for n in (1, 2, 3, 4)],
+            "decode": [(3, 4 * n, 6 * n) for n in (1, 2, 3)],
+        }
     shapes = {name: one if "1.5" not in name else (one[0] + 1, *one[1:]) for name in names}  # even: nothing is padded
     if ON_GPU and not quick:
         shapes |= {name: (22, 96, 170) for name in names if "1.5" in name}
     few = dict(small, layers=1) if small else dict(layers=4)  # growth is that of one layer
+    options = {"transformer": dict(few, dtype=dtype), "decode": dict(dtype=dtype)}
     grown = [
-        Case(kind, shape if kind == "decode" else (shape[0], 2 * (shape[1] // 2), 2 * (shape[2] // 2)), **options)
-        for kind, options in (("transformer", dict(few, dtype=dtype)), ("decode", dict(dtype=dtype)))
-        for shape in dict.fromkeys(frames + sizes)
+        Case(kind, shape, **options[kind]) for kind in GROWING for shape in dict.fromkeys(frames[kind] + sizes[kind])
     ]
     return {
         "transformer": [Case("transformer", shape, name, dtype=dtype, **small) for name, shape in shapes.items()],
@@ -85,7 +89,9 @@ def measure(workers: dict[str, common.Worker], case: Case, rounds: int, folder: 
     reference = str(folder / "reference.pt")
     exact = case if case.kind == "pipeline" else replace(case, dtype="float32")
     workers[BASE].ask(case=asdict(exact), write=reference)
-    errors = {name: worker.ask(case=asdict(case), compare=reference) for name, worker in workers.items()}
+    errors = {BASE: {"error": 0.0}} if exact == case else {}
+    for name in workers.keys() - errors.keys():
+        errors[name] = workers[name].ask(case=asdict(case), compare=reference)
     runs = common.in_turn(
         {name: lambda worker=worker: worker.ask(run=True) for name, worker in workers.items()}, rounds
     )
@@ -98,6 +104,8 @@ def measure(workers: dict[str, common.Worker], case: Case, rounds: int, folder: 
 def measure_part(workers: dict[str, common.Worker], part: str, work: list[Case], rounds: int) -> dict[str, Any]:
     """Measure the cases of a part and show each as it comes."""
     results = {}
+    if part != "transformer":
+        workers = {name: worker for name, worker in workers.items() if name != COMPILED}
     with tempfile.TemporaryDirectory() as folder:
         for case in work:
             if case.kind == "pipeline":
@@ -162,7 +170,7 @@ def plot_growth(grown: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     fields = (("seconds", "seconds"), ("mib", "peak memory beside weights, MiB"))
     figure, axes = common.figure(2, 4)
     exponents: dict[str, Any] = {}
-    for line, kind in zip(axes, ("transformer", "decode"), strict=True):
+    for line, kind in zip(axes, GROWING, strict=True):
         for column, (axis, (field, title)) in enumerate((axis, field) for axis in AXES for field in fields):
             results = growth_along(grown, kind, axis)
             x = [extent(result, axis) for result in results]
@@ -191,7 +199,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="next to nothing, to see that it runs; nothing is written")
     parser.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="print the tables of results")
-    parser.add_argument("--work", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--work", choices=(*CONTESTANTS, COMPILED), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         import_host()
@@ -205,10 +213,12 @@ def main() -> None:
     if results.get("machine") != common.machine():
         results = {}
     print(json.dumps(common.machine(), indent=2))
-    workers = {each: common.Worker(__file__, each) for each in CONTESTANTS}
+    workers = {each: common.Worker(__file__, each) for each in (*CONTESTANTS, COMPILED)}
     for part, work in cases(args.dtype, args.quick).items():
         if part in args.only:
             results[part] = measure_part(workers, part, work, 1 if args.quick else args.rounds)
+            if not args.quick:
+                common.save(name, results)  # parts take long; none is lost when a later one is interrupted
     for worker in workers.values():
         worker.close()
     if "growth" in args.only:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pack.benchmarks import common, released, weights
+from pack.benchmarks import common, counting, released, weights
 from pack.cogvideox.transformer import CogVideoXTransformer3DModel
 from pack.cogvideox.variants import RELEASED
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,6 +34,15 @@ def test_contestants_take_turns_from_either_end():
 def test_the_exponent_of_a_power_law_is_found():
     assert common.exponent([1, 2, 4, 8], [3 * n**1.7 for n in (1, 2, 4, 8)]) == 1.7
     assert common.exponent([1, 2], [None, 2]) is None
+
+
+def test_a_pretended_peak_is_what_is_alive_at_once_beside_inputs_and_result():
+    def run(x):  # 4000 bytes
+        out = torch.empty_like(x)
+        waiting = [x.repeat(3).to("cpu"), x.repeat(2).to("cpu")]
+        return out.add_(waiting[0].sum().to(out))
+
+    assert counting.pretended_peak(run, {"x": torch.zeros(1000)}) == {"card": 12000, "main": 20004}
 
 
 def attention(q, k, v, options):

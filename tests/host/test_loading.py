@@ -15,6 +15,7 @@ import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_model_merging import CheckpointSave, ModelSave
+from pack.benchmarks.counting import peak_of
 from pack.cogvideox.checkpoint import CheckpointError
 from pack.cogvideox.transformer import CogVideoXTransformer3DModel
 from pack.cogvideox.vae import AutoencoderKLCogVideoX
@@ -30,7 +31,6 @@ import nodes
 
 from . import pipelines
 from .pipelines import FRAMES, HEIGHT, VARIANTS, WIDTH, relative_error
-from .test_vae import peak_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # What no key tells of a small model: which positions it has.

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pack.benchmarks.counting import peak_of
 from pack.cogvideox.transformer import CogVideoXTransformer3DModel
 from pack.cogvideox.variants import RELEASED
 from pack.nodes.host.model import ModelConfig
-
-from .test_vae import peak_of
 
 PROMPTS = 2
 

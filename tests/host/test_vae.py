@@ -13,6 +13,7 @@ import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_model_merging import VAESave
+from pack.benchmarks.counting import peak_of
 from pack.cogvideox import slabs
 from pack.cogvideox.latents import latent_frames, pixel_frames
 from pack.cogvideox.vae import AutoencoderKLCogVideoX
@@ -21,9 +22,6 @@ from pack.demo import tiny_pipeline
 from pack.nodes.host import coding, loading
 from pack.nodes.host.vae import decode_memory, encode_memory, require_cogvideox_vae, slab_memory
 from safetensors.torch import load_file, save_file
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import nodes
 
@@ -388,35 +386,6 @@ def test_cancel_stops_between_chunks_and_the_next_run_is_right(vae, name):
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
-
-
-class LiveBytes(TorchDispatchMode):
-    """Count the bytes of all tensors that operators made and that are still alive; `peak` is their maximum."""
-
-    def __init__(self, *known: torch.Tensor):
-        super().__init__()
-        self.peak, self.total, self.live = 0, 0, {}  # `total` counts what has died since it was last above the peak
-        self.known = {tensor.untyped_storage()._cdata for tensor in known}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
-                storage = tensor.untyped_storage()
-                _, size = self.live.get(storage._cdata, (None, 0))
-                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-                self.total += storage.nbytes() - size
-        if self.total > self.peak:
-            self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
-            self.total = sum(size for _, size in self.live.values())
-            self.peak = max(self.peak, self.total)
-        return out
-
-
-def peak_of(run, *known: torch.Tensor) -> int:
-    with LiveBytes(*known) as live:
-        run()
-    return live.peak
 
 
 def test_the_memory_of_a_decode_does_not_grow_with_its_length(vae):
