@@ -29,7 +29,7 @@ class ChunkState:
         self.kernels = Kernels(lend)
         self.slabs = slabs
         self.cache_device = cache_device
-        self.last_chunk = False
+        self.first_chunk = self.last_chunk = False
         self._frames: dict[nn.Module, Tensor] = {}
 
     def take(self, conv: nn.Module) -> Tensor | None:

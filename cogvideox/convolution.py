@@ -81,15 +81,20 @@ def empty_like(x: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def convolve(conv: nn.Module, x: Tensor, kernels: Kernels, kernel: Kernel | None = None) -> Tensor:
-    """Convolve [B, c, taps - 1 + f, h, w] to [B, c', f, h, w] with the kernel of `conv`, or with `kernel`."""
+def convolve(
+    conv: nn.Module, x: Tensor, kernels: Kernels, kernel: Kernel | None = None, repeated: bool = False
+) -> Tensor:
+    """Convolve [B, c, taps - 1 + f, h, w] to [B, c', f, h, w] with the kernel of `conv`, or with `kernel`.
+
+    `repeated` says that the first `taps` frames are equal.
+    """
     taps = conv.kernel_size[0] if kernel is None else kernel[0].shape[2]
     frames, dtype = x.shape[2] - taps + 1, _arithmetic(x)
     pays = taps == 3 and frames * x[0, 0, 0].numel() >= WINOGRAD_POSITIONS
     pays = pays and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
     if pays and x.device.type == "cpu" and dtype == torch.float32 and not torch.is_grad_enabled():
         with kernels.lend(conv, x) as (weight, bias):
-            return _convolve_winograd(conv, x, weight.float(), bias.float())
+            return _convolve_winograd(conv, x, weight.float(), bias.float(), repeated)
     limit = CONV_ELEMENTS if dtype == x.dtype else UPCAST_ELEMENTS
     step = max(limit // x[:, :, 0].numel() - taps + 1, 1)
     if step >= frames:
@@ -104,7 +109,7 @@ def convolve(conv: nn.Module, x: Tensor, kernels: Kernels, kernel: Kernel | None
     return out
 
 
-def _convolve_winograd(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _convolve_winograd(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor, repeated: bool) -> Tensor:
     """Convolve as `convolve` does, with 6 in place of 12 planar convolutions for four frames, in float32.
 
     Winograd's F(4, 3) along time, F(2, 3) for two frames that are left (Lavin and Gray, arXiv 1509.09308). In float32
@@ -117,7 +122,10 @@ def _convolve_winograd(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor)
         return nn.functional.conv2d(frame, kernel, bias, padding=padding)
 
     out = empty_like(x, (x.shape[0], weight.shape[0], frames, *x.shape[3:]))
-    if start := frames % 2:
+    start = frames % 2
+    if start and repeated:
+        out[:, :, 0] = planar(x[:, :, 0].float(), weight.sum(2), bias)
+    elif start:
         out[:, :, 0] = conv._conv_forward(x[:, :, :3].float(), weight, bias)[:, :, 0]
     if frames % 4 >= 2:
         half, ends = middle / 2, (first + last) / 2
@@ -130,19 +138,23 @@ def _convolve_winograd(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor)
     ends, wide = -(first + last) / 6, first / 24 + last / 6
     k0, k1, k2 = first / 4, ends - middle / 6, ends + middle / 6
     k3, k4, k5 = wide + middle / 12, wide - middle / 12, last.contiguous()
+    buffers = [torch.empty_like(x[:, :, 0], dtype=weight.dtype) for _ in range(3)]
     for start in range(frames % 4, frames, 4):
         x0, x1, x2, x3, x4, x5 = x[:, :, start : start + 6].float().unbind(2)  # [B, c, h, w]
-        even, odd = torch.sub(x4, x2, alpha=4), torch.sub(x3, x1, alpha=4)
-        sums, y = planar(even + odd, k1, bias), planar(even.sub_(odd), k2)
+        even, odd, z = buffers
+        torch.sub(x4, x2, alpha=4, out=even)
+        torch.sub(x3, x1, alpha=4, out=odd)
+        sums, y = planar(torch.add(even, odd, out=z), k1, bias), planar(even.sub_(odd), k2)
         differences, sums = sums - y, sums.add_(y)
-        even, odd = x4 - x2, x3 - x1
-        wide_sums, y = planar(torch.add(even, odd, alpha=2), k3), planar(even.sub_(odd, alpha=2), k4)
+        torch.sub(x4, x2, out=even)
+        torch.sub(x3, x1, out=odd)
+        wide_sums, y = planar(torch.add(even, odd, alpha=2, out=z), k3), planar(even.sub_(odd, alpha=2), k4)
         wide_differences, wide_sums = wide_sums - y, wide_sums.add_(y)
-        y = planar(torch.add(x4, x0, alpha=4).sub_(x2, alpha=5), k0).add_(sums)
+        y = planar(torch.add(x4, x0, alpha=4, out=z).sub_(x2, alpha=5), k0).add_(sums)
         torch.add(y, wide_sums, out=out[:, :, start])
         torch.add(differences, wide_differences, alpha=2, out=out[:, :, start + 1])
         torch.add(sums, wide_sums, alpha=4, out=out[:, :, start + 2])
-        y = planar(torch.add(x5, x1, alpha=4).sub_(x3, alpha=5), k5).add_(differences)
+        y = planar(torch.add(x5, x1, alpha=4, out=z).sub_(x3, alpha=5), k5).add_(differences)
         torch.add(y, wide_differences, alpha=8, out=out[:, :, start + 3])
     return out
 

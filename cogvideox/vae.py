@@ -62,7 +62,9 @@ class CogVideoXCausalConv3d(nn.Module):
 
     def forward(self, x: Tensor, state: ChunkState) -> Tensor:
         """[B, c, past + n, h, w] -> [B, c', f, h, w]; f is n, or 2n - n % 2 where it doubles."""
-        return (convolve_doubled if self.doubles else convolve)(self.conv, x, state.kernels)
+        if self.doubles:
+            return convolve_doubled(self.conv, x, state.kernels)
+        return convolve(self.conv, x, state.kernels, repeated=state.first_chunk)
 
 
 def _group_norm(groups: int, channels: int, eps: float, *, operations, **kwargs) -> nn.Module:
@@ -299,7 +301,7 @@ def _by_chunk(
 ) -> Iterator[Tensor]:
     state = ChunkState() if state is None else state
     for span in time_chunks(x.shape[2], size):
-        state.last_chunk = span.stop == x.shape[2]
+        state.first_chunk, state.last_chunk = span.start == 0, span.stop == x.shape[2]
         chunk = x[:, :, span].to(device=device, dtype=dtype)
         # Channels last is a fifth faster on a CPU, and there frames behind each other are contiguous.
         layout = torch.channels_last_3d if chunk.device.type == "cpu" else torch.contiguous_format
