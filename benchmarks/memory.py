@@ -68,7 +68,7 @@ def measure(names: tuple[str, ...], case: Case) -> dict[str, Any]:
     rows = {name: count(name, case) for name in names}
     print(f"\n{case.name}")
     for name, row in rows.items():
-        waiting = f", {row['main'] / 1e9:.1f} GB waiting in main memory" if row["main"] else ""
+        waiting = f", {row['main'] / 1e9:.1f} GB waiting in main memory" if row["main"] > 1e8 else ""
         print(f"  {name:18} {row['card'] / 1e9:6.2f} GB{waiting}", flush=True)
     return {"shape": case.shape, "frames": case.frames, "rows": rows}
 

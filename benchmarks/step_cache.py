@@ -1,10 +1,10 @@
 """What CogVideoX Step Cache gains and what it costs: seconds against PSNR to the full run, over thresholds.
 
-    python dev.py bench step_cache [FOLDER] [--steps 30] [--rounds 3] [--thresholds 0.05 0.1 ...] [--quick]
+    python dev.py bench step_cache [FOLDER ...] [--steps 30] [--rounds 3] [--thresholds 0.05 0.1 ...] [--quick]
 
-FOLDER is a pipeline; without one it is demo/cogvideox-mini where that is there, else a 5B with two layers and random
-weights, whose PSNR says nothing of real videos. Settings take turns with the full run in one process. The table goes to
-results/step_cache.json, the plot beside it.
+FOLDER is a pipeline; without one they are demo/cogvideox-mini and a 5B with two layers and random weights, whose PSNR
+says nothing of real videos. Settings take turns with the full run in one process. The tables go to
+results/step_cache.json, the plots beside it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pack.nodes.host.text_encoder import encode_prompt
 import nodes
 
 MINI = common.ROOT / "demo" / "cogvideox-mini"
+STAND_IN = "5B with two layers, random weights"
 FULL = "full run"
 PROMPT, NEGATIVE = "A red ball rolls to the left.", ""
 SEED, GUIDANCE = 1, 6.0
@@ -125,40 +126,44 @@ def show(title: str, results: dict[str, Any]) -> None:
         )
 
 
-def plot(title: str, results: dict[str, Any]):
+def plot(pipelines: dict[str, dict[str, Any]]):
     """Plot speed-up against PSNR, a line for each mode, thresholds beside the points; return the figure."""
-    figure, ((axis,),) = common.figure(1, 1, 6, 4)
-    for mode in STEP_CACHE_MODES:
-        rows = {key: row for key, row in results["rows"].items() if key.startswith(mode) and row["psnr"] is not None}
-        axis.plot([row["psnr"] for row in rows.values()], [row["speed_up"] for row in rows.values()], "o-", label=mode)
-        for key, row in rows.items():
-            axis.annotate(key.split()[-1], (row["psnr"], row["speed_up"]), textcoords="offset points", xytext=(4, 4))
-    axis.set(xlabel="PSNR to the full run, dB", ylabel="times as fast", title=title)
-    axis.legend()
+    figure, (axes,) = common.figure(1, len(pipelines), 6, 4)
+    for axis, (title, results) in zip(axes, pipelines.items(), strict=True):
+        for mode in STEP_CACHE_MODES:
+            rows = {k: row for k, row in results["rows"].items() if k.startswith(mode) and row["psnr"] is not None}
+            points = {key.split()[-1]: (row["psnr"], row["speed_up"]) for key, row in rows.items()}
+            axis.plot([x for x, _ in points.values()], [y for _, y in points.values()], "o-", label=mode)
+            for threshold, point in points.items():
+                axis.annotate(threshold, point, textcoords="offset points", xytext=(4, 4))
+        axis.set(xlabel="PSNR to the full run, dB", ylabel="times as fast", title=title)
+        axis.legend()
     return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="a pipeline in the diffusers layout")
+    parser.add_argument("folders", nargs="*", type=Path, help="pipelines in the diffusers layout", metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--thresholds", nargs="+", type=float, default=THRESHOLDS)
     parser.add_argument("--quick", action="store_true", help="next to nothing, to see that it runs; nothing is written")
     args = parser.parse_args()
-    folder = args.folder or (MINI if (MINI / "transformer" / "config.json").is_file() else None)
     if args.quick:
-        folder, args.steps, args.rounds, args.thresholds = None, 6, 1, (1.0,)
+        args.steps, args.rounds, args.thresholds = 6, 1, (1.0,)
+    pipelines = {}
     with tempfile.TemporaryDirectory() as made:
-        title = folder.name if folder else "5B with two layers, random weights"
-        if folder is None:
-            folder = write_stand_in(Path(made), args.quick)
-        results = measure(folder, args.steps, args.rounds, tuple(args.thresholds))
-    show(title, results)
-    figure = plot(title, results)
+        folders = {folder.name: folder for folder in args.folders}
+        if not folders:
+            folders = {} if args.quick else {MINI.name: MINI}
+            folders[STAND_IN] = write_stand_in(Path(made), args.quick)
+        for title, folder in folders.items():
+            pipelines[title] = measure(folder, args.steps, args.rounds, tuple(args.thresholds))
+            show(title, pipelines[title])
+    figure = plot(pipelines)
     if not args.quick:
         common.save_figure(figure, "step_cache")
-        common.save("step_cache", {"pipeline": title, **results})
+        common.save("step_cache", {"pipelines": pipelines})
 
 
 def write_stand_in(folder: Path, quick: bool) -> Path:
