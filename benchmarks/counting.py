@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -59,7 +59,7 @@ def pretended_peak(run: Callable[..., torch.Tensor], inputs: dict[str, torch.Ten
     there. What libraries take inside an operator is not seen.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    inputs = tree_map(lambda tensor: mode.from_tensor(tensor.to("meta")), inputs)
+    inputs = {name: mode.from_tensor(tensor.to("meta")) for name, tensor in inputs.items()}
     with mode, LiveBytes(*inputs.values()) as live:
         out = run(**inputs)
     return {"card": live.peak["meta"] - out.untyped_storage().nbytes(), "main": live.peak["cpu"]}

@@ -142,8 +142,8 @@ class CogVideoXAttention(io.ComfyNode):
             display_name="CogVideoX Attention",
             category=CATEGORY,
             description=(
-                "Attends with another kernel than the one ComfyUI was started with, for this model alone. sage "
-                "multiplies in eight bits, which is faster and an approximation; the others are exact to rounding."
+                "Attends with another kernel than the one ComfyUI was started with, for this model alone. sage and "
+                "sage3 multiply in eight and four bits, faster approximations; the others are exact to rounding."
             ),
             search_aliases=["SageAttention", "Patch Sage Attention", "FlashAttention", "xformers", "sdpa", "speed"],
             inputs=[
@@ -153,8 +153,8 @@ class CogVideoXAttention(io.ComfyNode):
                     options=list(ATTENTIONS),
                     default="sage",
                     tooltip=(
-                        "The kernel, where its package is installed in ComfyUI's Python; else ComfyUI's own choice is "
-                        "used and the node says so. sage: 8 bits. sage3: 4 bits, Blackwell cards. flash, xformers, "
+                        "The kernel, where ComfyUI has it (each needs its package); else ComfyUI's own choice is used "
+                        "and the node says so. sage: 8 bits. sage3: 4 bits, Blackwell cards. flash, xformers, "
                         "pytorch: exact."
                     ),
                 ),

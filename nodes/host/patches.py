@@ -257,12 +257,12 @@ def with_guidance_window(model, start_percent: float, end_percent: float):
 
 
 def with_attention(model, name: str):
-    """Return a clone of MODEL that attends with the host's kernel `name`, and a note where that is not installed."""
+    """Return a clone of MODEL that attends with the host's kernel `name`, and a note where that is not available."""
     require_cogvideox(model)
     model = model.clone()
     kernel = host_attention.get_attention_function(name, None)
     if kernel is None:
-        note = f"{name} attention is not installed here, so ComfyUI's own choice is used."
+        note = f"{name} attention is not available here, so ComfyUI's own choice is used."
         log.warning("CogVideoX Attention: %s", note)
         return model, note
 

@@ -410,11 +410,11 @@ def test_enhancing_measures_in_full_and_attends_with_the_kernel_chosen(model):
     assert torch.equal(run(both, 4), run(attending(ON["enhance"](model), "sage"), 4))
 
 
-def test_an_attention_that_is_not_installed_leaves_the_video_as_it_was(model, monkeypatch, caplog):
+def test_an_attention_that_is_not_available_leaves_the_video_as_it_was(model, monkeypatch, caplog):
     monkeypatch.delitem(host_attention.REGISTERED_ATTENTION_FUNCTIONS, "sage")
     with caplog.at_level(logging.WARNING):
         assert torch.equal(run(attending(model, "sage"), 4), run(model, 4))
-    assert "sage attention is not installed here, so ComfyUI's own choice is used." in caplog.text
+    assert "sage attention is not available here, so ComfyUI's own choice is used." in caplog.text
 
 
 # --- Enhance-A-Video -----------------------------------------------------------------------------------------------
