@@ -1,7 +1,7 @@
 """The sizes each model was trained on, and the one among them that is nearest to a picture.
 
-Sources: the model cards of CogVideoX (1.0: 720 x 480 px only; 1.5: the shorter side 768 px, the longer up to 1360) and the
-training buckets of CogVideoX-Fun (`ASPECT_RATIO_512` of aigc-apps/VideoX-Fun, scaled to a base resolution).
+Sources: the model cards of CogVideoX (1.0: 720 x 480 px only; 1.5: the shorter side 768 px, the longer up to 1360) and
+the training buckets of CogVideoX-Fun (`ASPECT_RATIO_512` of aigc-apps/VideoX-Fun, scaled to a base resolution).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def nearest_length(frames: float) -> int:
 
 
 def nearest_bucket(width: int, height: int, base: int) -> tuple[int, int]:
-    """Return (width, height) of the bucket nearest in shape, at `base`; as CogVideoX-Fun, it compares height / width."""
+    """Return (width, height) of the bucket nearest in shape, at `base`; height / width is compared, as Fun does."""
     shape = height / width
     tall, wide = min(FUN_BUCKETS, key=lambda bucket: abs(round(bucket[0] / bucket[1], 2) - shape))
     return (

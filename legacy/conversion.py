@@ -113,7 +113,8 @@ class Conversion:
     def __init__(self, graph: Graph, schema: Schema, report: Report):
         self.graph, self.schema, self.report = graph, schema, report
         self.new: dict[Any, Node] = {}
-        self.claimed: dict[Any, list[str]] = {}  # id of an old or stock node: types that took its place or stand beside
+        self.claimed: dict[Any, list[str]] = {}  # id of an old or stock node: types made in its place
+        self.extra: dict[Any, list[str]] = {}  # id: types that stand beside it
         self.removed: set[Any] = set()
         self.built: dict[Any, dict[str, Source | None]] = {}
         self.vaes: dict[Any, Source | None] = {}
@@ -152,7 +153,14 @@ class Conversion:
             if node is None or node.type not in PASSING:
                 return source
             if node.type == "GetNode":
-                node = next((one for one in self.graph.nodes.values() if one.type == "SetNode" and self._key(one) == self._key(node)), None)
+                node = next(
+                    (
+                        one
+                        for one in self.graph.nodes.values()
+                        if one.type == "SetNode" and self._key(one) == self._key(node)
+                    ),
+                    None,
+                )
                 if node is None:
                     return source
             source = next(iter(node.inputs.values()), None)
@@ -179,7 +187,11 @@ class Conversion:
         """Make a node in the place of an old one, or beside it where the place is taken."""
         info = self._schema_of(node_type)
         saved = (old.raw or {}).get("widgets_values")
-        control = next((v for v in saved or [] if v in signatures.AFTER_GENERATE), "fixed") if isinstance(saved, list) else "fixed"
+        control = (
+            next((v for v in saved or [] if v in signatures.AFTER_GENERATE), "fixed")
+            if isinstance(saved, list)
+            else "fixed"
+        )
         first = old.id not in self.claimed
         node = make(old.id if first else self.graph.new_id(), node_type, info, values or {}, control)
         node.mode = BYPASS if patch and old.mode == NEVER else old.mode
@@ -201,19 +213,9 @@ class Conversion:
         node = make(self.graph.new_id(), node_type, self._schema_of(node_type), values or {})
         node.mode = anchor.mode
         self._place(node, anchor)
-        self.claimed_types(anchor).append(node_type)
+        self.extra.setdefault(anchor.id, []).append(node_type)
         self.new[node.id] = node
         return node
-
-    def claimed_types(self, anchor: Node) -> list[str]:
-        """Return the list of what an old node became, without taking its place."""
-        return self.extra.setdefault(anchor.id, [])
-
-    @property
-    def extra(self) -> dict[Any, list[str]]:
-        if not hasattr(self, "_extra"):
-            self._extra: dict[Any, list[str]] = {}
-        return self._extra
 
     def _place(self, node: Node, anchor: Node) -> None:
         if isinstance(self.graph, Canvas):
@@ -261,7 +263,10 @@ class Conversion:
                 if str(choice).replace("\\", "/").lower() == want.replace("\\", "/").lower():
                     return choice
             for choice in listed:
-                if str(choice).replace("\\", "/").rsplit("/", 1)[-1].lower() == want.replace("\\", "/").rsplit("/", 1)[-1].lower():
+                if (
+                    str(choice).replace("\\", "/").rsplit("/", 1)[-1].lower()
+                    == want.replace("\\", "/").rsplit("/", 1)[-1].lower()
+                ):
                     return choice
         return wanted[-1]
 
@@ -332,7 +337,9 @@ class Conversion:
     def _build_DownloadAndLoadCogVideoModel(self, node: Node) -> dict[str, Source | None]:
         name = self.value(node, "model") or "THUDM/CogVideoX-2b"
         quantization = self.value(node, "quantization") or self.value(node, "fp8_transformer")
-        return self._loader(node, self._folder("CogVideoXLoadModel", "model_name", node, name), quantization, "precision")
+        return self._loader(
+            node, self._folder("CogVideoXLoadModel", "model_name", node, name), quantization, "precision"
+        )
 
     def _build_CogVideoXModelLoader(self, node: Node) -> dict[str, Source | None]:
         name = self.choose("CogVideoXLoadModel", "model_name", str(self.value(node, "model")))
@@ -353,9 +360,13 @@ class Conversion:
     def _loader(self, node: Node, name: str, quantization: Any, precision: str | None) -> dict[str, Source | None]:
         loader = self.claim(node, "CogVideoXLoadModel", {"model_name": name})
         if precision:
-            self.set(loader, "weight_dtype", self._weight_dtype(node, quantization, str(self.value(node, precision))), node)
+            self.set(
+                loader, "weight_dtype", self._weight_dtype(node, quantization, str(self.value(node, precision))), node
+            )
         if self.value(node, "enable_sequential_cpu_offload"):
-            self.report.note(f"{label(node)}: sequential offload is not needed; ComfyUI moves the model as memory asks for.")
+            self.report.note(
+                f"{label(node)}: sequential offload is not needed; ComfyUI moves the model as memory asks for."
+            )
         self.carry(loader, "model_name", node, "model", None) if self.graph.input_of(node, "model") else None
         model: Source = (loader.id, 0)
         self.built[node.id] = {"model": model, "pipe": model}
@@ -491,7 +502,8 @@ class Conversion:
         factor = self.value(node, strength)
         if isinstance(factor, int | float) and factor != 1:
             self.report.note(
-                f"{label(node)}: {strength} {factor:g} multiplied the text embeddings, which has no equal and was left out."
+                f"{label(node)}: {strength} {factor:g} multiplied the text embeddings, which has no equal and was "
+                "left out."
             )
 
     def _build_CogVideoTextEncode(self, node: Node) -> dict[str, Source | None]:
@@ -517,7 +529,9 @@ class Conversion:
         encoder = self.beside(node, "CogVideoXLoadTextEncoder")
         if folder is not None:
             name = self.value(folder, "model") or "THUDM/CogVideoX-2b"
-            encoder.values["text_encoder_name"] = self._folder("CogVideoXLoadTextEncoder", "text_encoder_name", node, name)
+            encoder.values["text_encoder_name"] = self._folder(
+                "CogVideoXLoadTextEncoder", "text_encoder_name", node, name
+            )
         for target in (positive, negative):
             self.link(target, "clip", (encoder.id, 0))
         made: dict[str, Source | None] = {"positive": (positive.id, 0), "negative": (negative.id, 0)}
@@ -538,7 +552,9 @@ class Conversion:
         else:
             names = [str(name) for name in self._stock_list(origin) if "t5" in str(name).lower()]
         values = {"clip_name": self.choose("CLIPLoader", "clip_name", names[0]) if names else "", "type": "cogvideox"}
-        alone = saved is not None and all(self.is_old(user) or user.type in PASSING for user, _ in self.graph.consumers(self.trace(source)))
+        alone = saved is not None and all(
+            self.is_old(user) or user.type in PASSING for user, _ in self.graph.consumers(self.trace(source))
+        )
         loader = self.claim(origin, "CLIPLoader", values) if alone else self.beside(node, "CLIPLoader", values)
         self.built[origin.id] = {"clip": (loader.id, 0)}
         return loader.id, 0
@@ -620,7 +636,11 @@ class Conversion:
         size: Node | None,
     ) -> tuple[list[Source | None], Source]:
         """Make the node that starts or ends a video with an image, in the place of what encoded the image."""
-        target = self.claim(place, "CogVideoXImageToVideo") if place is not sampler else self.beside(sampler, "CogVideoXImageToVideo")
+        target = (
+            self.claim(place, "CogVideoXImageToVideo")
+            if place is not sampler
+            else self.beside(sampler, "CogVideoXImageToVideo")
+        )
         self._conditioned(target, conds, self.vae(place) or self.vae(sampler))
         self.frames(sampler, frames)(target, "length")
         if size is None and self.value(sampler, "width") is not None:
@@ -645,7 +665,10 @@ class Conversion:
         saved = old.raw.get("widgets_values") if isinstance(old.raw, dict) else None
         if isinstance(saved, list) and old.type == "CogVideoSampler" and tuple(saved[:2]) == LANDSCAPE:
             # Height came first, but for three days; landscape is what the models were trained on.
-            if not any(node.type.startswith("DownloadAndLoadCogVideo") and "pab_config" in self.graph.names.get(node.id, []) for node in self.graph.nodes.values()):
+            if not any(
+                node.type.startswith("DownloadAndLoadCogVideo") and "pab_config" in self.graph.names.get(node.id, [])
+                for node in self.graph.nodes.values()
+            ):
                 self.set(target, "width", saved[0], old)
                 self.set(target, "height", saved[1], old)
                 return
@@ -653,8 +676,14 @@ class Conversion:
             self.carry(target, name, old, name)
 
     def control_to_video(
-        self, place: Node, sampler: Node, conds: list[Source | None], video: Source | None, names: tuple[Node, str, str, str],
-        frames: str | None, size: Node | None,
+        self,
+        place: Node,
+        sampler: Node,
+        conds: list[Source | None],
+        video: Source | None,
+        names: tuple[Node, str, str, str],
+        frames: str | None,
+        size: Node | None,
     ) -> tuple[list[Source | None], Source]:
         """Make the node that lets a control video guide, in the place of what encoded it."""
         target = self.claim(place, "CogVideoXControlToVideo")
@@ -673,7 +702,7 @@ class Conversion:
         return [(target.id, 0), (target.id, 1)], (target.id, 2)
 
     def window(self, target: Node, old: Node, start: str, end: str, sampler: Node | None) -> None:
-        """Carry a percent window. The wrapper counted steps of a shortened run from its own start, the host does not."""
+        """Carry a percent window; the wrapper counted from the start of a shortened run, the host of a whole one."""
         self.carry(target, "start_percent", old, start)
         self.carry(target, "end_percent", old, end)
         denoise = self._denoise(sampler) if sampler is not None else 1.0
@@ -682,7 +711,9 @@ class Conversion:
                 if name not in target.inputs and name in target.values:
                     target.values[name] = round(min(1 - denoise + target.values[name], 1.0), 4)
 
-    def video_latent(self, place: Node, sampler: Node, video: Source | None, frames: str | None, claim: bool = True) -> Source:
+    def video_latent(
+        self, place: Node, sampler: Node, video: Source | None, frames: str | None, claim: bool = True
+    ) -> Source:
         """Make the nodes that encode the first frames of a video to repaint."""
         target = self.claim(place, "CogVideoXVAEEncode") if claim else self.beside(sampler, "CogVideoXVAEEncode")
         target.values["posterior"] = "sample"  # the wrapper drew from the posterior
@@ -787,7 +818,11 @@ class Conversion:
         if self._has_image(sampler):
             values["cond_retain_index_list"] = "0"  # each window was given the start image
         patch = self.claim(node, "ContextWindowsManual", values, patch=True)
-        for name, old in (("context_length", "context_frames"), ("context_overlap", "context_overlap"), ("context_stride", "context_stride")):
+        for name, old in (
+            ("context_length", "context_frames"),
+            ("context_overlap", "context_overlap"),
+            ("context_stride", "context_stride"),
+        ):
             self.carry(patch, name, node, old, (lambda value: max(value // step, 1)) if step > 1 else None)
         return patch
 
@@ -844,7 +879,9 @@ class Conversion:
         if loader is None:
             return None
         if not self.is_old(loader):
-            self.report.note(f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL.")
+            self.report.note(
+                f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL."
+            )
             return None
         return self.build(loader).get("model")
 
@@ -877,20 +914,28 @@ class Conversion:
             try:
                 conds, latent = self._image_condition(node, image, conds)
             except Missing as missing:
-                self.report.note(f"{label(node)}: its image condition needs {missing.args[0]}, which this version does not have.")
+                self._without(node, "image condition", missing)
         self._trajectory(node)
         samples = self.source(node, "samples")
         latent = self._start(node, samples, latent)
         return self._sampler(node, model, conds, latent, "cfg", "denoise_strength")
 
-    def _image_condition(self, sampler: Node, image: Source, conds: list[Source | None]) -> tuple[list[Source | None], Source | None]:
+    def _without(self, node: Node, what: str, missing: Missing) -> None:
+        self.report.note(f"{label(node)}: its {what} needs {missing.args[0]}, which this version does not have.")
+
+    def _image_condition(
+        self, sampler: Node, image: Source, conds: list[Source | None]
+    ) -> tuple[list[Source | None], Source | None]:
         encoder = self.origin(image)
         if not self.is_old(encoder) or encoder.type not in (
             "CogVideoImageEncode",
             "CogVideoImageEncodeFunInP",
             "CogVideoImageInterpolationEncode",
         ):
-            self.report.note(f"{label(sampler)}: its image condition comes from {label(encoder)}, which cannot be carried over. Use CogVideoX Image to Video.")
+            self.report.note(
+                f"{label(sampler)}: its image condition comes from {label(encoder)}, which cannot be carried over. "
+                "Use CogVideoX Image to Video."
+            )
             return conds, None
         self.built.setdefault(encoder.id, {})
         start = self.native(self.source(encoder, "start_image", "image"))
@@ -899,11 +944,18 @@ class Conversion:
             names = (encoder, "strength", "start_percent", "end_percent")
             conds, latent = self.control_to_video(encoder, sampler, conds, start, names, "num_frames", None)
         else:
-            strength, window = self.value(encoder, "strength"), (self.value(encoder, "start_percent"), self.value(encoder, "end_percent"))
+            strength, window = (
+                self.value(encoder, "strength"),
+                (self.value(encoder, "start_percent"), self.value(encoder, "end_percent")),
+            )
             if strength not in (None, 1) or window not in ((None, None), (0, 1)):
-                self.report.note(f"{label(encoder)}: strength and percents of a start image have no equal and were left out.")
+                self.report.note(
+                    f"{label(encoder)}: strength and percents of a start image have no equal and were left out."
+                )
             if self.source(encoder, "mask") is not None:
-                self.report.note(f"{label(encoder)}: the mask has no equal and was left out. CogVideoX Inpaint Video takes masks.")
+                self.report.note(
+                    f"{label(encoder)}: the mask has no equal and was left out. CogVideoX Inpaint Video takes masks."
+                )
             size = self.made_size(start)
             conds, latent = self.image_to_video(
                 encoder, sampler, conds, start, end, (encoder, "noise_aug_strength"), "num_frames", size
@@ -926,7 +978,10 @@ class Conversion:
             made = self.video_latent(origin, sampler, video, "num_frames")
             self.built[origin.id].setdefault("samples", made)
             if self._denoise(sampler) == 1:
-                self.report.note(f"{label(sampler)}: the wrapper took its samples for noise at denoise 1; here the video is encoded and fully repainted.")
+                self.report.note(
+                    f"{label(sampler)}: the wrapper took its samples for noise at denoise 1; here the video is encoded "
+                    "and fully repainted."
+                )
             return made
         if origin is not None and self.is_old(origin):
             return self.native(samples)
@@ -942,13 +997,19 @@ class Conversion:
         target = self.beside(sampler, "EmptyCogVideoXLatentVideo")
         if self.value(sampler, "width") is not None:
             self._carry_size(target, sampler)
-        self.frames(sampler, "num_frames" if self.value(sampler, "num_frames") is not None else "video_length")(target, "length")
+        self.frames(sampler, "num_frames" if self.value(sampler, "num_frames") is not None else "video_length")(
+            target, "length"
+        )
         return target.id, 0
 
     def _empty(self, sampler: Node, origin: Node) -> Source:
         users = [user for user, _ in self.graph.consumers((origin.id, 0))]
         alone = len(users) == 1 and self.is_old(users[0])
-        target = self.claim(origin, "EmptyCogVideoXLatentVideo") if alone else self.beside(sampler, "EmptyCogVideoXLatentVideo")
+        target = (
+            self.claim(origin, "EmptyCogVideoXLatentVideo")
+            if alone
+            else self.beside(sampler, "EmptyCogVideoXLatentVideo")
+        )
         for name, value in self._stock_values(origin, "width", "height").items():
             source = self.graph.input_of(origin, name)
             if source is not None:
@@ -965,7 +1026,13 @@ class Conversion:
             self.build(node)
 
     def _sampler(
-        self, node: Node, model: Source | None, conds: list[Source | None], latent: Source | None, cfg: str, denoise: str
+        self,
+        node: Node,
+        model: Source | None,
+        conds: list[Source | None],
+        latent: Source | None,
+        cfg: str,
+        denoise: str,
     ) -> dict[str, Source | None]:
         scheduler = str(self.value(node, "scheduler") or "CogVideoXDDIM")
         if scheduler in STOCK_SAMPLERS:
@@ -987,7 +1054,9 @@ class Conversion:
             self.link(target, "latent_image", latent)
             self.link(target, "model", model)
         if scheduler == "DDIM_tiled":
-            self.report.note(f"{label(node)}: temporal tiles have no equal; use Context Windows (Manual) for long videos.")
+            self.report.note(
+                f"{label(node)}: temporal tiles have no equal; use Context Windows (Manual) for long videos."
+            )
         self.carry(target, "cfg", node, cfg)
         self.link(target, "positive", conds[0])
         self.link(target, "negative", conds[1])
@@ -1031,7 +1100,9 @@ class Conversion:
         if self.value(node, "base_resolution") is not None and (start or end or video):
             size = self.bucket(node, start or end or video, node)
         if start or end:
-            conds, latent = self.image_to_video(node, node, conds, start, end, (node, "noise_aug_strength"), "video_length", size)
+            conds, latent = self.image_to_video(
+                node, node, conds, start, end, (node, "noise_aug_strength"), "video_length", size
+            )
         if video is not None:
             latent = self._repaint(node, video, size)
         if latent is None:
@@ -1060,7 +1131,10 @@ class Conversion:
         latent: Source | None = None
         if control is not None:
             names = (node, "control_strength", "control_start_percent", "control_end_percent")
-            conds, latent = self._beside_control(node, conds, control, names, size)
+            try:
+                conds, latent = self._beside_control(node, conds, control, names, size)
+            except Missing as missing:
+                self._without(node, "control video", missing)
         if video is not None:
             latent = self._repaint(node, video, size)
         if latent is None:
@@ -1068,11 +1142,24 @@ class Conversion:
         return self._sampler(node, model, conds, latent, "cfg", "denoise_strength" if video is not None else "")
 
     def _beside_control(
-        self, node: Node, conds: list[Source | None], video: Source, names: tuple[Node, str, str, str], size: Node | None
+        self,
+        node: Node,
+        conds: list[Source | None],
+        video: Source,
+        names: tuple[Node, str, str, str],
+        size: Node | None,
     ) -> tuple[list[Source | None], Source]:
         self.claimed.setdefault(node.id, [])  # the sampler keeps its place
         try:
-            return self.control_to_video(node, node, conds, video, names, "video_length" if self.value(node, "video_length") is not None else None, size)
+            return self.control_to_video(
+                node,
+                node,
+                conds,
+                video,
+                names,
+                "video_length" if self.value(node, "video_length") is not None else None,
+                size,
+            )
         finally:
             del self.claimed[node.id]
 
@@ -1083,19 +1170,24 @@ class Conversion:
         latent: Source | None = None
         encoder = self.origin(self.source(node, "control_latents"))
         video = self.native(self.source(node, "control_video"))
-        if encoder is not None and self.is_old(encoder):
-            sizes = self.build(encoder)
-            video = self.native(self.source(encoder, "control_video"))
-            size = self.new.get(sizes["width"][0]) if sizes.get("width") else None
-            conds, latent = self.control_to_video(encoder, node, conds, video, names, None, size)
-        elif video is not None:
-            conds, latent = self._beside_control(node, conds, video, names, self.bucket(node, video, node))
+        try:
+            if encoder is not None and self.is_old(encoder):
+                sizes = self.build(encoder)
+                video = self.native(self.source(encoder, "control_video"))
+                size = self.new.get(sizes["width"][0]) if sizes.get("width") else None
+                conds, latent = self.control_to_video(encoder, node, conds, video, names, None, size)
+            elif video is not None:
+                conds, latent = self._beside_control(node, conds, video, names, self.bucket(node, video, node))
+        except Missing as missing:
+            self._without(node, "control video", missing)
         samples = self.origin(self.source(node, "samples"))
         if samples is not None and self.is_old(samples) and samples.type == "CogVideoImageEncode":
             self.built.setdefault(samples.id, {})
             latent = self.video_latent(samples, node, self.native(self.source(samples, "start_image", "image")), None)
         if latent is None:
-            self.report.note(f"{label(node)}: no control video is connected. Connect one to CogVideoX Control to Video.")
+            self.report.note(
+                f"{label(node)}: no control video is connected. Connect one to CogVideoX Control to Video."
+            )
         return self._sampler(node, model, conds, latent, "cfg", "denoise_strength")
 
     # --- the whole graph ---------------------------------------------------------------------------------------------
@@ -1145,7 +1237,11 @@ class Conversion:
         passing = [node for node in self.graph.nodes.values() if node.type in PASSING and node.id not in self.claimed]
         fed = {node.id for node in self.graph.nodes.values() if node.type == "GetNode"}
         useful: set[Any] = set()
-        alive = [node for node in self.graph.nodes.values() if node.id not in gone and node.type not in PASSING and node.id not in self.claimed]
+        alive = [
+            node
+            for node in self.graph.nodes.values()
+            if node.id not in gone and node.type not in PASSING and node.id not in self.claimed
+        ]
         alive += self.new.values()
         queue = [source for node in alive for source in node.inputs.values()]
         while queue:
@@ -1161,7 +1257,9 @@ class Conversion:
                         queue.append((one.id, 0))
         for node in passing:
             served = any(user.id in gone for user, _ in self._original_consumers(node))
-            by_get = node.type == "SetNode" and any(one.type == "GetNode" and self._key(one) == self._key(node) for one in passing)
+            by_get = node.type == "SetNode" and any(
+                one.type == "GetNode" and self._key(one) == self._key(node) for one in passing
+            )
             if node.id not in useful and (served or by_get):
                 self.removed.add(node.id)
         # A reroute behind a reroute serves nobody once the last one is gone.
@@ -1190,7 +1288,9 @@ class Conversion:
             nodes.setdefault(id, node)
         for node in nodes.values():  # a link to what is gone would be a broken graph
             node.inputs = {
-                key: source for key, source in node.inputs.items() if source[0] in nodes or source[0] not in self.graph.nodes
+                key: source
+                for key, source in node.inputs.items()
+                if source[0] in nodes or source[0] not in self.graph.nodes
             }
         if SUBGRAPH_OUTPUT in nodes:
             nodes[SUBGRAPH_OUTPUT] = nodes.pop(SUBGRAPH_OUTPUT)
@@ -1236,7 +1336,9 @@ def _types(graph: Any) -> set[str]:
     found = set()
     for part in _canvases(graph):
         nodes = part.get("nodes")
-        found |= {str(node.get("type")) for node in nodes if isinstance(node, dict)} if isinstance(nodes, list) else set()
+        found |= (
+            {str(node.get("type")) for node in nodes if isinstance(node, dict)} if isinstance(nodes, list) else set()
+        )
     return found
 
 

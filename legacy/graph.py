@@ -102,7 +102,12 @@ class Prompt(Graph):
             node.title = meta.get("title", "") if isinstance(meta, dict) else ""
             given = raw.get("inputs")
             for name, value in given.items() if isinstance(given, dict) else ():
-                if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and str(value[0]) in prompt:
+                if (
+                    isinstance(value, list)
+                    and len(value) == 2
+                    and isinstance(value[1], int)
+                    and str(value[0]) in prompt
+                ):
                     node.inputs[name] = (str(value[0]), value[1])
                 else:
                     node.values[name] = value
@@ -143,7 +148,9 @@ class Canvas(Graph):
         for link in links:
             if isinstance(link, list) and len(link) >= 5:
                 self.links[link[0]] = link
-            elif isinstance(link, dict) and {"id", "origin_id", "origin_slot", "target_id", "target_slot"} <= link.keys():
+            elif (
+                isinstance(link, dict) and {"id", "origin_id", "origin_slot", "target_id", "target_slot"} <= link.keys()
+            ):
                 self.links[link["id"]] = link
         self.named_links = any(isinstance(link, dict) for link in links)
         for raw in nodes:
@@ -272,10 +279,14 @@ class Canvas(Graph):
         return [id, source[0], source[1], target, place, kind]
 
     def _boundary(self, out: dict[str, Any], into: dict[int, Any], leaving: dict[Source, list[Any]]) -> None:
-        for key, links in (("inputs", lambda place: leaving.get((-10, place), [])), ("outputs", lambda place: [into[place]] if place in into else [])):
+        for key, links in (
+            ("inputs", lambda place: leaving.get((-10, place), [])),
+            ("outputs", lambda place: [into[place]] if place in into else []),
+        ):
             if isinstance(out.get(key), list) and all(isinstance(slot, dict) for slot in out[key]):
                 out[key] = [
-                    {**slot, "linkIds": links(place)} if "linkIds" in slot else slot for place, slot in enumerate(out[key])
+                    {**slot, "linkIds": links(place)} if "linkIds" in slot else slot
+                    for place, slot in enumerate(out[key])
                 ]
 
     def _extensions(self, out: dict[str, Any], taken: set[Any]) -> None:
@@ -287,7 +298,9 @@ class Canvas(Graph):
         out["extra"] = {**extra, "linkExtensions": kept}
         if isinstance(extra.get("reroutes"), list):
             out["extra"]["reroutes"] = [
-                {**one, "linkIds": [id for id in one["linkIds"] if id in taken]} if isinstance(one.get("linkIds"), list) else one
+                {**one, "linkIds": [id for id in one["linkIds"] if id in taken]}
+                if isinstance(one.get("linkIds"), list)
+                else one
                 for one in extra["reroutes"]
                 if isinstance(one, dict)
             ]

@@ -51,7 +51,7 @@ def stored_schema() -> dict[str, Any]:
 
 
 def reduced(info: Mapping[str, Any], files: bool = True) -> dict[str, Any]:
-    """Return what a conversion needs of one entry of `object_info`; without `files`, combos of files lose their list."""
+    """Return what a conversion needs of one `object_info` entry; without `files`, combos of files lose their list."""
     inputs: dict[str, Any] = {}
     keep = ("default", "min", "max", "multiline", "forceInput", "control_after_generate", "options")
     for group in ("required", "optional"):

@@ -2,8 +2,8 @@
 
 Saved graphs hold widget values by position only, so each form ("era") lists its inputs in order. A name alone is a
 socket; a widget is written `name:KIND` or `name:KIND=default`. SEED is an INT behind which the editor puts a second
-widget. Eras that only add widgets at the end of another stand as one. Read from the history of the wrapper's nodes,
-2024-08-06 to 2025-08-07.
+widget, DTYPE a combo of number types. Eras that only add widgets at the end of another stand as one. Read from the
+history of the wrapper's nodes, 2024-08-06 to 2025-08-07.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
 
 _OLD_RUN = "steps:INT=50 cfg:FLOAT=6.0 seed:SEED=0"
-_OLD_TAIL = "samples denoise_strength:FLOAT=1.0 image_cond_latents context_options controlnet tora_trajectory fastercache"
+_OLD_TAIL = (
+    "samples denoise_strength:FLOAT=1.0 image_cond_latents context_options controlnet tora_trajectory fastercache"
+)
 _FUN_HEAD = "pipeline positive negative video_length:INT=49"
 _FUN_RUN = "seed:SEED=43 steps:INT=50 cfg:FLOAT=6.0 scheduler:COMBO=DDIM"
 _FUN_TAIL = "context_options tora_trajectory fastercache vid2vid_images vid2vid_denoise:FLOAT=1.0"
 _CONTROL_RUN = "seed:SEED=42 steps:INT=25 cfg:FLOAT=6.0 scheduler:COMBO=DDIM"
-_CONTROL_WINDOW = (
-    "control_strength:FLOAT=1.0 control_start_percent:FLOAT=0.0 control_end_percent:FLOAT=1.0"
-)
+_CONTROL_WINDOW = "control_strength:FLOAT=1.0 control_start_percent:FLOAT=0.0 control_end_percent:FLOAT=1.0"
 _WINDOW = "start_percent:FLOAT=0.0 end_percent:FLOAT=1.0"
 _TILES = (
     "enable_vae_tiling:BOOL=true tile_sample_min_height:INT=240 tile_sample_min_width:INT=360 "
@@ -32,61 +32,65 @@ _TILES = (
 )
 _PIPE = "pipe samples"
 _LOADER = "pab_config block_edit lora compile_args"
-_TORA = f"coordinates width:INT=720 height:INT=480 num_frames:INT=49 strength:FLOAT=1.0 {_WINDOW}"
+_TORA = f"coordinates:TEXT width:INT=720 height:INT=480 num_frames:INT=49 strength:FLOAT=1.0 {_WINDOW}"
 
 # id: (outputs, inputs) of each era, oldest first. The names of outputs are ours; `pipe` held model and VAE in one.
 ERAS: dict[str, tuple[tuple[str, str], ...]] = {
     "DownloadAndLoadCogVideoModel": (
-        ("pipe", "precision:COMBO=bf16"),
-        ("pipe", "model:COMBO precision:COMBO=bf16 fp8_transformer:BOOL=false torch_compile:BOOL=false onediff:BOOL=false"),
+        ("pipe", "precision:DTYPE=bf16"),
         (
             "pipe",
-            "model:COMBO precision:COMBO=bf16 fp8_transformer:BOOL=false compile:COMBO=disabled "
+            "model:COMBO precision:DTYPE=bf16 fp8_transformer:BOOL=false torch_compile:BOOL=false onediff:BOOL=false",
+        ),
+        (
+            "pipe",
+            "model:COMBO precision:DTYPE=bf16 fp8_transformer:BOOL=false compile:COMBO=disabled "
             "enable_sequential_cpu_offload:BOOL=false",
         ),
         (
             "pipe",
-            "model:COMBO precision:COMBO=bf16 fp8_transformer:COMBO=disabled compile:COMBO=disabled "
+            "model:COMBO precision:DTYPE=bf16 fp8_transformer:COMBO=disabled compile:COMBO=disabled "
             f"enable_sequential_cpu_offload:BOOL=false {_LOADER} load_device:COMBO=main_device",
         ),
         (
             "pipe",
-            "model:COMBO precision:COMBO=bf16 fp8_transformer:COMBO=disabled compile:COMBO=disabled "
-            f"enable_sequential_cpu_offload:BOOL=false {_LOADER} attention_mode:COMBO=sdpa load_device:COMBO=main_device",
+            "model:COMBO precision:DTYPE=bf16 fp8_transformer:COMBO=disabled compile:COMBO=disabled "
+            f"enable_sequential_cpu_offload:BOOL=false {_LOADER} attention_mode:COMBO=sdpa "
+            "load_device:COMBO=main_device",
         ),
         (
             "model vae",
-            "model:COMBO precision:COMBO=bf16 quantization:COMBO=disabled enable_sequential_cpu_offload:BOOL=false "
+            "model:COMBO precision:DTYPE=bf16 quantization:COMBO=disabled enable_sequential_cpu_offload:BOOL=false "
             "block_edit lora compile_args attention_mode:COMBO=sdpa load_device:COMBO=main_device",
         ),
     ),
     "DownloadAndLoadCogVideoGGUFModel": (
-        ("pipe", "model:COMBO vae_precision:COMBO=bf16 fp8_fastmode:BOOL=false compile:COMBO=disabled"),
+        ("pipe", "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false compile:COMBO=disabled"),
         (
             "pipe",
-            "model:COMBO vae_precision:COMBO=bf16 fp8_fastmode:BOOL=false load_device:COMBO=main_device "
+            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:COMBO=main_device "
             "enable_sequential_cpu_offload:BOOL=false pab_config block_edit compile:COMBO=disabled "
             "attention_mode:COMBO=sdpa",
         ),
         (
             "model vae",
-            "model:COMBO vae_precision:COMBO=bf16 fp8_fastmode:BOOL=false load_device:COMBO=main_device "
+            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:COMBO=main_device "
             "enable_sequential_cpu_offload:BOOL=false block_edit compile:COMBO=disabled attention_mode:COMBO=sdpa",
         ),
         (
             "model vae",
-            "model:COMBO vae_precision:COMBO=bf16 fp8_fastmode:BOOL=false load_device:COMBO=main_device "
+            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:COMBO=main_device "
             "enable_sequential_cpu_offload:BOOL=false block_edit compile_args attention_mode:COMBO=sdpa",
         ),
     ),
     "CogVideoXModelLoader": (
         (
             "model",
-            "model:COMBO base_precision:COMBO=bf16 quantization:COMBO=disabled load_device:COMBO=main_device "
+            "model:COMBO base_precision:DTYPE=bf16 quantization:COMBO=disabled load_device:COMBO=main_device "
             "enable_sequential_cpu_offload:BOOL=false block_edit lora compile_args attention_mode:COMBO=sdpa",
         ),
     ),
-    "CogVideoXVAELoader": (("vae", "model_name:COMBO precision:COMBO=bf16 compile_args"),),
+    "CogVideoXVAELoader": (("vae", "model_name:COMBO precision:DTYPE=bf16 compile_args"),),
     "CogVideoLoraSelect": (("lora", "lora:COMBO strength:FLOAT=1.0 prev_lora fuse_lora:BOOL=false"),),
     "CogVideoLoraSelectComfy": (("lora", "lora:COMBO strength:FLOAT=1.0 prev_lora fuse_lora:BOOL=false"),),
     "DownloadAndLoadToraModel": (("tora_model", "model:COMBO"),),
@@ -152,8 +156,8 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             _PIPE,
-            f"pipeline positive negative height:INT=480 width:INT=720 num_frames:INT=49 {_OLD_RUN} scheduler:COMBO=DDIM "
-            "t_tile_length:INT=16 t_tile_overlap:INT=8 samples denoise_strength:FLOAT=1.0 image_cond_latents",
+            f"pipeline positive negative height:INT=480 width:INT=720 num_frames:INT=49 {_OLD_RUN} "
+            "scheduler:COMBO=DDIM t_tile_length:INT=16 t_tile_overlap:INT=8 samples denoise_strength:FLOAT=1.0 image_cond_latents",
         ),
         (  # for three days only: where values cannot tell, the next one is meant
             _PIPE,
@@ -221,9 +225,7 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
             "freenoise:BOOL=true",
         ),
     ),
-    "CogVideoControlNet": (
-        ("cogvideo_controlnet", f"controlnet images {_CONTROL_WINDOW}"),
-    ),
+    "CogVideoControlNet": (("cogvideo_controlnet", f"controlnet images {_CONTROL_WINDOW}"),),
     "ToraEncodeTrajectory": (
         ("tora_trajectory video_flow_images", f"pipeline tora_model {_TORA} enable_tiling:BOOL=false"),
         ("tora_trajectory video_flow_images", f"tora_model vae {_TORA} enable_tiling:BOOL=true"),
@@ -249,8 +251,11 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "CogVideoPABConfig": (
-        ("pab_config", "spatial_broadcast:BOOL=true pab_threshold_start:INT=850 pab_threshold_end:INT=100 "
-         "pab_range:INT=2 steps:INT=50"),
+        (
+            "pab_config",
+            "spatial_broadcast:BOOL=true pab_threshold_start:INT=850 pab_threshold_end:INT=100 "
+            "pab_range:INT=2 steps:INT=50",
+        ),
         (
             "pab_config",
             "spatial_broadcast:BOOL=true spatial_threshold_start:INT=850 spatial_threshold_end:INT=100 "
@@ -292,7 +297,8 @@ _FITS = {
     "FLOAT": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "BOOL": lambda value: isinstance(value, bool),
     "TEXT": lambda value: isinstance(value, str),
-    "COMBO": lambda value: isinstance(value, str),
+    "COMBO": lambda value: isinstance(value, str) and value not in AFTER_GENERATE,
+    "DTYPE": lambda value: value in ("fp16", "fp32", "bf16"),
 }
 _EMPTY = {"INT": 0, "SEED": 0, "FLOAT": 0.0, "BOOL": False, "TEXT": "", "COMBO": ""}
 
@@ -325,7 +331,7 @@ def _widget(text: str) -> Widget:
     if not has_default:
         value = _EMPTY[kind]
     else:
-        value = default if kind in ("COMBO", "TEXT") else json.loads(default)
+        value = default if kind in ("COMBO", "DTYPE", "TEXT") else json.loads(default)
     return Widget(name, kind, value)
 
 
@@ -384,7 +390,9 @@ def read(node_type: str, saved: Any, inputs: Iterable[str], outputs: Iterable[st
             values, unread, off = _by_position(era, saved if isinstance(saved, list) else [])
         penalty = 2 * len(unread) + off + 4 * sum(name not in era.inputs for name in inputs)
         if outputs:
-            penalty += 2 * (len(outputs) != len(era.outputs)) + 2 * ((outputs[0] == "cogvideo_pipe") != (era.outputs[:1] == ("pipe",)))
+            penalty += 2 * (len(outputs) != len(era.outputs)) + 2 * (
+                (outputs[0] == "cogvideo_pipe") != (era.outputs[:1] == ("pipe",))
+            )
         if best is None or penalty <= best[0]:
             defaults = {widget.name: widget.default for widget in era.widgets}
             best = penalty, Reading(era, {**defaults, **values}, tuple(unread))

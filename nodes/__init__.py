@@ -6,6 +6,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import conditioning, latent, loaders, patches, sampling, text, vae
 from .host.files import register_folders
+from .host.legacy import register_conversion
+from .replacements import register_replacements
 
 FAMILIES = (loaders, text, latent, conditioning, sampling, vae, patches)
 
@@ -15,6 +17,8 @@ class CogVideoXExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         register_folders()
+        register_conversion()
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for family in FAMILIES for node in family.NODES]

@@ -77,8 +77,8 @@ class CogVideoXResolution(io.ComfyNode):
             display_name="CogVideoX Resolution",
             category="CogVideoX/latent",
             description=(
-                "Chooses a size and length the model knows, by the shape of an image if there is one. Shows on the node "
-                "what it comes to in latents and memory."
+                "Chooses a size and length the model knows, by the shape of an image if there is one. Shows on the "
+                "node what it comes to in latents and memory."
             ),
             search_aliases=["CogVideoXFunResizeToClosestBucket", "aspect ratio", "bucket", "size", "image size", "fps"],
             inputs=[
@@ -93,8 +93,8 @@ class CogVideoXResolution(io.ComfyNode):
                     options=list(FITS),
                     default="trained size",
                     tooltip=(
-                        "trained size: the model's own; of a Fun model, the one nearest in shape. shape of the image: as "
-                        "large as that, in the image's shape. size of the image: its own, rounded to 16 px."
+                        "trained size: the model's own; of a Fun model, the one nearest in shape. shape of the image: "
+                        "as large as that, in the image's shape. size of the image: its own, rounded to 16 px."
                     ),
                 ),
                 io.Float.Input(
@@ -104,8 +104,8 @@ class CogVideoXResolution(io.ComfyNode):
                     max=64.0,
                     step=0.1,
                     tooltip=(
-                        "Playing time in s, at 8 frames a second, 1.5 at 16. Trained: 6 s, 1.5 on 5 and 10 s. The length "
-                        "is the nearest of 8n + 1 frames."
+                        "Playing time in s, at 8 frames a second, 1.5 at 16. Trained: 6 s, 1.5 on 5 and 10 s. The "
+                        "length is the nearest of 8n + 1 frames."
                     ),
                 ),
                 io.Int.Input(
@@ -115,7 +115,7 @@ class CogVideoXResolution(io.ComfyNode):
                     max=1280,
                     step=64,
                     advanced=True,
-                    tooltip="Side in px of a square video of a Fun model; its other shapes are about as large. 256 to 1280.",
+                    tooltip="Fun only: side in px of a square video; other shapes are about as large. Trained: 256 to 1280.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="Picture or video whose shape counts."),
             ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...cogvideox.latents import check_size
-from ...cogvideox.sizes import SAME, MODELS, fitting_size, is_trained, latent_shape, nearest_length, token_count
+from ...cogvideox.sizes import MODELS, SAME, fitting_size, is_trained, latent_shape, nearest_length, token_count
 from ...cogvideox.variants import LATENT_CHANNELS
 from .conditioning import check_image
 from .model import WORKING_WIDTHS
@@ -20,7 +20,9 @@ def choose_size(
 ) -> tuple[int, int, int, str]:
     """Return width, height and length of the video to make, and what is to be said of it; IMAGE [N, H, W, C]."""
     if fit == SAME and image is None:
-        raise ValueError("CogVideoX Resolution has no image whose size it could take. Connect image, or set size to trained size.")
+        raise ValueError(
+            "CogVideoX Resolution has no image whose size it could take. Connect image, or set size to trained size."
+        )
     if image is not None:
         check_image("image", image)
     width, height = fitting_size(model, fit, None if image is None else (image.shape[2], image.shape[1]), base)
@@ -38,7 +40,8 @@ def estimate(model: str, width: int, height: int, length: int) -> str:
     decoding = decode_memory((1, LATENT_CHANNELS, frames, rows, columns), torch.bfloat16) / GB
     known = "" if is_trained(model, width, height) else " Not a size it was trained on."
     return (
-        f"{width}x{height}, {length} frames ({length / sizes.fps:.1f} s): {frames}x{rows}x{columns} latents, {tokens} tokens. "
+        f"{width}x{height}, {length} frames ({length / sizes.fps:.1f} s): {frames}x{rows}x{columns} latents, "
+        f"{tokens} tokens. "
         f"About {sizes.weights * BYTES:.1f} GB of weights in bf16, {sampling:.1f} GB a prompt to sample, "
         f"{decoding:.1f} GB to decode.{known}"
     )

@@ -38,10 +38,11 @@ def live_schema() -> dict:
     """Return the schema of every native node a conversion may make, from the running host."""
     import importlib
 
-    import nodes as host_nodes
     from pack.legacy import reduced
     from pack.nodes import CogVideoXExtension
     from pack.nodes.host.schema import node_info
+
+    import nodes as host_nodes
 
     classes = dict(host_nodes.NODE_CLASS_MAPPINGS)
     for name in EXTRAS:

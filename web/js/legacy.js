@@ -1,0 +1,81 @@
+// Opens graphs of the older CogVideoX wrapper as native ones, where that pack is not installed.
+//
+// The server converts; this asks it before the page builds the graph, says what came of it, and puts the graph as it
+// was into the undo history.
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+
+const OLD = /^(CogVideo(?!X(Load|TextEncode|ImageToVideo|Sampler|Scheduler|Native))|DownloadAndLoad(CogVideo|Tora)|ToraEncode)/;
+const TOAST_MS = 20000;
+const NOTES_SHOWN = 6;
+const HISTORY_TRIES = 100;
+const HISTORY_WAIT_MS = 100;
+
+function graphsOf(graph) {
+  return [graph, ...(graph?.definitions?.subgraphs ?? [])].filter((part) => Array.isArray(part?.nodes));
+}
+
+function isOld(graph) {
+  const registered = window.LiteGraph?.registered_node_types ?? {};
+  return graphsOf(graph).some((part) =>
+    part.nodes.some((node) => typeof node?.type === "string" && OLD.test(node.type) && !(node.type in registered)),
+  );
+}
+
+function tracker() {
+  return app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+}
+
+function shape(graph) {
+  return JSON.stringify((graph?.nodes ?? []).map((node) => `${node.id} ${node.type}`).sort());
+}
+
+// The page makes the history of a graph only after it has built it.
+async function remember(original, converted) {
+  for (let left = HISTORY_TRIES; left > 0; left--) {
+    await new Promise((done) => setTimeout(done, HISTORY_WAIT_MS));
+    const history = tracker();
+    if (history && shape(history.activeState) === shape(converted)) {
+      history.undoQueue?.push(original);
+      return;
+    }
+  }
+}
+
+function tell(report) {
+  const notes = report.notes.slice(0, NOTES_SHOWN);
+  const more = report.notes.length - notes.length;
+  const lines = [...notes, ...(more > 0 ? [`… and ${more} more, in the browser's console.`] : [])];
+  if (report.notes.length) console.info("CogVideoX:", report.summary, report.notes);
+  app.extensionManager?.toast?.add({
+    severity: report.notes.length ? "warn" : "info",
+    summary: report.summary || "An old CogVideoX workflow was not converted.",
+    detail: [...lines, ...(report.summary ? ["Undo brings the original back."] : [])].join("\n"),
+    life: TOAST_MS,
+  });
+}
+
+app.registerExtension({
+  name: "CogVideoX.OldWorkflows",
+
+  async beforeConfigureGraph(graph) {
+    const history = tracker();
+    const undoing = history?._restoringState ?? history?.restoringState;
+    if (undoing || !isOld(graph)) return;
+    const original = JSON.parse(JSON.stringify(graph));
+    const reply = await api.fetchApi("/cogvideox/convert", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(original),
+    });
+    if (!reply.ok) return;
+    const { graph: converted, report } = await reply.json();
+    if (converted) {
+      for (const key of Object.keys(graph)) delete graph[key];
+      Object.assign(graph, converted);
+      remember(original, converted);
+    }
+    if (converted || report.notes.length) tell(report);
+  },
+});
