@@ -20,6 +20,7 @@ from .native import Schema, make, slots, stored_schema
 WRAPPER = "the older CogVideoX wrapper"
 NOTE = "Note"  # the editor's own, which the server does not know
 NOTE_LOOK = {"color": "#432", "bgcolor": "#653"}
+WARPED_NOISE = "GetWarpedNoiseFromVideo"  # of ComfyUI-VideoNoiseWarp
 PASSING = ("Reroute", "GetNode", "SetNode")
 FRAME_STEP = 8  # native videos have 8n + 1 frames
 LATENT_STEP = 4  # frames in a latent frame, by which the wrapper divided its context options
@@ -701,15 +702,13 @@ class Conversion:
         self.window(target, old, values[1], values[2], sampler)
         return [(target.id, 0), (target.id, 1)], (target.id, 2)
 
-    def window(self, target: Node, old: Node, start: str, end: str, sampler: Node | None) -> None:
+    def window(self, target: Node, old: Node, start: str, end: str, sampler: Node | None, prefix: str = "") -> None:
         """Carry a percent window; the wrapper counted from the start of a shortened run, the host of a whole one."""
-        self.carry(target, "start_percent", old, start)
-        self.carry(target, "end_percent", old, end)
         denoise = self._denoise(sampler) if sampler is not None else 1.0
-        if denoise < 1:
-            for name in ("start_percent", "end_percent"):
-                if name not in target.inputs and name in target.values:
-                    target.values[name] = round(min(1 - denoise + target.values[name], 1.0), 4)
+        for new, name in ((f"{prefix}start_percent", start), (f"{prefix}end_percent", end)):
+            self.carry(target, new, old, name)
+            if denoise < 1 and new not in target.inputs and new in target.values:
+                target.values[new] = round(min(1 - denoise + target.values[new], 1.0), 4)
 
     def video_latent(
         self, place: Node, sampler: Node, video: Source | None, frames: str | None, claim: bool = True
@@ -852,10 +851,14 @@ class Conversion:
 
     def _controlled(self, node: Node, sampler: Node | None, conds: list[Source | None]) -> list[Source | None]:
         self.built.setdefault(node.id, {})
+        loader = self.source(node, "controlnet")
+        net = self.native(loader)
+        if net is None and loader is not None:
+            raise Missing("CogVideoXLoadControlNet")
         target = self.claim(node, "ControlNetApplyAdvanced")
         self.link(target, "positive", conds[0])
         self.link(target, "negative", conds[1])
-        self.link(target, "control_net", self.native(self.source(node, "controlnet")))
+        self.link(target, "control_net", net)
         self.link(target, "image", self.native(self.source(node, "images")))
         self.carry(target, "strength", node, "control_strength")
         self.window(target, node, "control_start_percent", "control_end_percent", sampler)
@@ -917,6 +920,9 @@ class Conversion:
                 self._without(node, "image condition", missing)
         self._trajectory(node)
         samples = self.source(node, "samples")
+        warped = self.origin(samples)
+        if warped is not None and warped.type == WARPED_NOISE and "CogVideoXWarpedNoise" in self.schema:
+            return self._warped_noise(node, warped, model, conds, latent)
         latent = self._start(node, samples, latent)
         return self._sampler(node, model, conds, latent, "cfg", "denoise_strength")
 
@@ -944,14 +950,6 @@ class Conversion:
             names = (encoder, "strength", "start_percent", "end_percent")
             conds, latent = self.control_to_video(encoder, sampler, conds, start, names, "num_frames", None)
         else:
-            strength, window = (
-                self.value(encoder, "strength"),
-                (self.value(encoder, "start_percent"), self.value(encoder, "end_percent")),
-            )
-            if strength not in (None, 1) or window not in ((None, None), (0, 1)):
-                self.report.note(
-                    f"{label(encoder)}: strength and percents of a start image have no equal and were left out."
-                )
             if self.source(encoder, "mask") is not None:
                 self.report.note(
                     f"{label(encoder)}: the mask has no equal and was left out. CogVideoX Inpaint Video takes masks."
@@ -960,8 +958,21 @@ class Conversion:
             conds, latent = self.image_to_video(
                 encoder, sampler, conds, start, end, (encoder, "noise_aug_strength"), "num_frames", size
             )
+            self._image_span(encoder, sampler, self.new[latent[0]])
         self.built[encoder.id]["samples"] = latent
         return conds, latent
+
+    def _image_span(self, encoder: Node, sampler: Node, target: Node) -> None:
+        """Carry how strongly and when an image works, where the native node can be told."""
+        if "image_strength" in target.made["sockets"]:
+            self.carry(target, "image_strength", encoder, "strength")
+            self.window(target, encoder, "start_percent", "end_percent", sampler, "image_")
+            return
+        values = [self.value(encoder, name) for name in ("strength", "start_percent", "end_percent")]
+        if values not in ([None] * 3, [1, 0, 1]):
+            self.report.note(
+                f"{label(encoder)}: strength and percents of a start image have no equal and were left out."
+            )
 
     def made_size(self, image: Source | None) -> Node | None:
         """Return the node that chose the size of an image, where the conversion knows it."""
@@ -997,10 +1008,13 @@ class Conversion:
         target = self.beside(sampler, "EmptyCogVideoXLatentVideo")
         if self.value(sampler, "width") is not None:
             self._carry_size(target, sampler)
-        self.frames(sampler, "num_frames" if self.value(sampler, "num_frames") is not None else "video_length")(
-            target, "length"
-        )
+        self._length(target, sampler)
         return target.id, 0
+
+    def _length(self, target: Node, sampler: Node) -> None:
+        for name in ("num_frames", "video_length"):
+            if self.value(sampler, name) is not None:
+                self.frames(sampler, name)(target, "length")
 
     def _empty(self, sampler: Node, origin: Node) -> Source:
         users = [user for user, _ in self.graph.consumers((origin.id, 0))]
@@ -1088,6 +1102,52 @@ class Conversion:
         if difference:
             self.report.note(f"{label(node)}: {scheduler} became {name}, {difference}.")
         return target
+
+    def _warped_noise(
+        self, node: Node, warped: Node, model: Source | None, conds: list[Source | None], latent: Source | None
+    ) -> dict[str, Source | None]:
+        """Sample from noise that moves as a video does; another pack's node made it, laid out for the wrapper."""
+        video = self.native(self.graph.input_of(warped, "images"))
+        saved = self._stock_values(
+            warped, "channels", "noise_downtemp_interp", "target_latent_count", "degradation", "latent_shape", "seed"
+        )
+        noise = self.beside(node, "CogVideoXWarpedNoise")
+        for name, old in (("seed", "seed"), ("degradation", "degradation"), ("downsampling", "noise_downtemp_interp")):
+            slot = noise.made["slots_by_name"][name]
+            if slot.choices is None or saved[old] in slot.choices:
+                self.set(noise, name, slot.default if saved[old] is None else saved[old], warped)
+        self.link(noise, "video", video)
+        if "OpticalFlowLoader" in self.schema:
+            flow = self.beside(node, "OpticalFlowLoader")
+            self.link(noise, "optical_flow", (flow.id, 0))
+        self.report.note(f"{label(node)}: its noise comes from CogVideoX Warped Noise now, not from {label(warped)}.")
+        if latent is None:
+            empty = self.beside(node, "EmptyCogVideoXLatentVideo")
+            if video is not None:
+                size = self.size_of(video, node)
+                self._sized(empty, (size.id, 0), (size.id, 1))
+            self._length(empty, node)
+            latent = (empty.id, 0)
+        target = self.claim(node, "SamplerCustomAdvanced")
+        guider, sigmas = self.beside(node, "CFGGuider"), self.beside(node, "CogVideoXScheduler")
+        self.carry(guider, "cfg", node, "cfg")
+        self._steps(sigmas, node, "denoise_strength")
+        scheduler = str(self.value(node, "scheduler"))
+        if scheduler in STOCK_SAMPLERS:
+            chosen = self.beside(node, "KSamplerSelect", {"sampler_name": STOCK_SAMPLERS[scheduler][0]})
+        else:
+            name = OWN_SAMPLERS.get(scheduler, DDIM)
+            chosen = self.beside(node, "CogVideoXSamplerSelect", {"sampler_name": name})
+            if name == DPM:
+                model = self._behind(self.beside(node, "CogVideoXDynamicCFG", {"schedule": REFERENCE_CFG}), model)
+        self.link(guider, "model", model)
+        self.link(guider, "positive", conds[0])
+        self.link(guider, "negative", conds[1])
+        self.link(sigmas, "model", model)
+        for name, maker in (("noise", noise), ("guider", guider), ("sampler", chosen), ("sigmas", sigmas)):
+            self.link(target, name, (maker.id, 0))
+        self.link(target, "latent_image", latent)
+        return {"samples": (target.id, 0)}
 
     def _build_CogVideoXFunSampler(self, node: Node) -> dict[str, Source | None]:
         model = self._patches(node, self._model(node))
@@ -1185,9 +1245,7 @@ class Conversion:
             self.built.setdefault(samples.id, {})
             latent = self.video_latent(samples, node, self.native(self.source(samples, "start_image", "image")), None)
         if latent is None:
-            self.report.note(
-                f"{label(node)}: no control video is connected. Connect one to CogVideoX Control to Video."
-            )
+            latent = self._start(node, None, None)
         return self._sampler(node, model, conds, latent, "cfg", "denoise_strength")
 
     # --- the whole graph ---------------------------------------------------------------------------------------------

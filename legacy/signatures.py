@@ -157,7 +157,8 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
         (
             _PIPE,
             f"pipeline positive negative height:INT=480 width:INT=720 num_frames:INT=49 {_OLD_RUN} "
-            "scheduler:COMBO=DDIM t_tile_length:INT=16 t_tile_overlap:INT=8 samples denoise_strength:FLOAT=1.0 image_cond_latents",
+            "scheduler:COMBO=DDIM t_tile_length:INT=16 t_tile_overlap:INT=8 samples denoise_strength:FLOAT=1.0 "
+            "image_cond_latents",
         ),
         (  # for three days only: where values cannot tell, the next one is meant
             _PIPE,
@@ -385,7 +386,7 @@ def read(node_type: str, saved: Any, inputs: Iterable[str], outputs: Iterable[st
             given = {name: saved[name] for name in known if name in saved}
             values = {name: value for name, value in given.items() if known[name].fits(value)}
             unread = [name for name in given if name not in values]
-            off = sum(name not in era.inputs for name in saved)
+            off = sum(name not in era.inputs for name in saved) + 0.1 * sum(name not in saved for name in known)
         else:
             values, unread, off = _by_position(era, saved if isinstance(saved, list) else [])
         penalty = 2 * len(unread) + off + 4 * sum(name not in era.inputs for name in inputs)

@@ -115,7 +115,7 @@ class CogVideoXResolution(io.ComfyNode):
                     max=1280,
                     step=64,
                     advanced=True,
-                    tooltip="Fun only: side in px of a square video; other shapes are about as large. Trained: 256 to 1280.",
+                    tooltip="Fun models: side in px of a square video; other shapes have about its area. 64 to 1280.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="Picture or video whose shape counts."),
             ],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STOCK = (
+    "CFGGuider",
     "CLIPLoader",
     "ConditioningAverage",
     "ConditioningConcat",
@@ -23,7 +24,9 @@ STOCK = (
     "ImageScale",
     "KSamplerSelect",
     "LoraLoaderModelOnly",
+    "OpticalFlowLoader",
     "SamplerCustom",
+    "SamplerCustomAdvanced",
     "TorchCompileModel",
 )
 EXTRAS = (
@@ -31,6 +34,7 @@ EXTRAS = (
     "nodes_custom_sampler",
     "nodes_images",
     "nodes_torch_compile",
+    "nodes_void",
 )
 
 
