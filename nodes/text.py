@@ -6,6 +6,7 @@ import logging
 
 from comfy_api.latest import io
 
+from ..cogvideox.instructions import INSTRUCTIONS, NO_WISH, TASKS, TEXT_TO_VIDEO
 from ..cogvideox.variants import TEXT_TOKENS
 from .host.text_encoder import encode_prompt, show_on_node
 
@@ -74,4 +75,56 @@ class CogVideoXTextEncode(io.ComfyNode):
         return io.NodeOutput(prompt.conditioning)
 
 
-NODES = [CogVideoXTextEncode]
+class CogVideoXPromptTemplate(io.ComfyNode):
+    """What to ask a language model for a prompt."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXPromptTemplate",
+            display_name="CogVideoX Prompt Template",
+            category="CogVideoX/text",
+            description=(
+                "Writes the request with which a language model turns a few words, a picture or a video into a prompt "
+                "as CogVideoX likes it. Connect it to Generate Text, and that to CogVideoX Text Encode."
+            ),
+            search_aliases=["prompt enhance", "caption", "LLM", "rewrite prompt", "TextGenerate", "image to prompt"],
+            inputs=[
+                io.Combo.Input(
+                    "task",
+                    options=list(TASKS),
+                    default="text to video",
+                    tooltip=(
+                        "text to video: a full description from an idea. image to video: the motion that starts from a "
+                        "picture. video to prompt: a caption of a video. The last two need a model that sees."
+                    ),
+                ),
+                io.String.Input(
+                    "idea",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip=(
+                        "A few words, in any language the language model knows; {red|blue} takes one at random. "
+                        "For a picture or a video: what is to move or to change. May then be empty."
+                    ),
+                ),
+                io.Int.Input(
+                    "words",
+                    default=120,
+                    min=20,
+                    max=180,
+                    tooltip=f"Length to ask for, 20 to 180 words. CogVideoX reads {TEXT_TOKENS} tokens, some 160 words.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="prompt", tooltip="The request, for the prompt of Generate Text.")],
+        )
+
+    @classmethod
+    def execute(cls, task, idea, words) -> io.NodeOutput:
+        idea = idea.strip()
+        if task == TEXT_TO_VIDEO and not idea:
+            raise ValueError("CogVideoX Prompt Template has no idea to write about. Write a few words into idea.")
+        return io.NodeOutput(INSTRUCTIONS[task].format(words=words, idea=idea or NO_WISH))
+
+
+NODES = [CogVideoXTextEncode, CogVideoXPromptTemplate]

@@ -18,12 +18,17 @@ EXPECTED = {
     "v2v",
     "t2v_15",
     "i2v_15",
+    "t2v_prompt",
+    "i2v_prompt",
+    "v2v_caption",
     "t2v_advanced",
     "t2v_fast",
     "t2v_upscale_interpolate",
 }
 
-OURS = {id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'node_id="(\w+)"', path.read_text("utf-8"))}
+OURS = {
+    id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'\bnode_id="(\w+)"', path.read_text("utf-8"))
+}
 # Stock nodes that every supported ComfyUI has; the server test runs them.
 STOCK = {
     "CFGGuider",
@@ -44,6 +49,7 @@ STOCK = {
     "RandomNoise",
     "SamplerCustomAdvanced",
     "SaveVideo",
+    "TextGenerate",
     "UpscaleModelLoader",
     "VAEDecode",
 }

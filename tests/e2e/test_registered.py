@@ -6,7 +6,9 @@ import pytest
 
 from .server import PACK, ROOT, WORKFLOWS, Server
 
-NODES = sorted(id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'node_id="(\w+)"', path.read_text()))
+NODES = sorted(
+    id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'\bnode_id="(\w+)"', path.read_text())
+)
 FAMILIES = ("loaders", "text", "latent", "conditioning", "sampling", "vae", "control", "patches")
 
 
