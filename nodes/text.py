@@ -113,7 +113,7 @@ class CogVideoXPromptTemplate(io.ComfyNode):
                     default=120,
                     min=20,
                     max=180,
-                    tooltip=f"Length to ask for, 20 to 180 words. CogVideoX reads {TEXT_TOKENS} tokens, some 160 words.",
+                    tooltip=f"Length to ask for, 20 to 180 words. CogVideoX reads {TEXT_TOKENS} tokens, or 160 words.",
                 ),
             ],
             outputs=[io.String.Output(display_name="prompt", tooltip="The request, for the prompt of Generate Text.")],

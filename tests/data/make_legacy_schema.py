@@ -12,6 +12,30 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+OURS = {
+    "CogVideoXAttention",
+    "CogVideoXControlToVideo",
+    "CogVideoXDynamicCFG",
+    "CogVideoXEnhanceVideo",
+    "CogVideoXImageToVideo",
+    "CogVideoXLoadControlNet",
+    "CogVideoXLoadLoRA",
+    "CogVideoXLoadModel",
+    "CogVideoXLoadTextEncoder",
+    "CogVideoXLoadTora",
+    "CogVideoXLoadVAE",
+    "CogVideoXResolution",
+    "CogVideoXSampler",
+    "CogVideoXSamplerSelect",
+    "CogVideoXScheduler",
+    "CogVideoXStepCache",
+    "CogVideoXTextEncode",
+    "CogVideoXTrajectory",
+    "CogVideoXVAEDecode",
+    "CogVideoXVAEEncode",
+    "CogVideoXWarpedNoise",
+    "EmptyCogVideoXLatentVideo",
+}
 STOCK = (
     "CFGGuider",
     "CLIPLoader",
@@ -57,7 +81,7 @@ def live_schema() -> dict:
             extension = asyncio.run(made) if asyncio.iscoroutine(made) else made
             classes |= {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
     ours = {node.GET_SCHEMA().node_id: node for node in asyncio.run(CogVideoXExtension().get_node_list())}
-    wanted = {**{name: classes[name] for name in STOCK}, **ours}
+    wanted = {name: classes[name] for name in STOCK} | {name: ours[name] for name in OURS & ours.keys()}
     return {name: reduced(node_info(node), files=False) for name, node in sorted(wanted.items())}
 
 
