@@ -104,6 +104,9 @@ class Report:
         return {"summary": self.summary, "converted": converted, "notes": self.notes}
 
 
+NEEDS = "It needs {}, which this version does not have."
+
+
 class Missing(Exception):
     """A native node that this version does not have."""
 
@@ -311,7 +314,7 @@ class Conversion:
                 else:
                     self.built[node.id] = builder(node) or {}
             except Missing as missing:
-                self.no_equal(node, f"It needs {missing.args[0]}, which this version does not have.")
+                self.no_equal(node, NEEDS.format(missing.args[0]))
         return self.built[node.id]
 
     def no_equal(self, node: Node, advice: str) -> None:
@@ -911,19 +914,19 @@ class Conversion:
             try:
                 conds = self._controlled(control, node, conds)
             except Missing as missing:
-                self.no_equal(control, f"It needs {missing.args[0]}, which this version does not have.")
+                self.no_equal(control, NEEDS.format(missing.args[0]))
         image = self.source(node, "image_cond_latents")
         if image is not None:
             try:
                 conds, latent = self._image_condition(node, image, conds)
             except Missing as missing:
                 self._without(node, "image condition", missing)
-        self._trajectory(node)
         samples = self.source(node, "samples")
         warped = self.origin(samples)
         if warped is not None and warped.type == WARPED_NOISE and "CogVideoXWarpedNoise" in self.schema:
             return self._warped_noise(node, warped, model, conds, latent)
         latent = self._start(node, samples, latent)
+        model, conds = self._tora(node, model, conds, latent)
         return self._sampler(node, model, conds, latent, "cfg", "denoise_strength")
 
     def _without(self, node: Node, what: str, missing: Missing) -> None:
@@ -1034,10 +1037,55 @@ class Conversion:
         self.frames(sampler, frames)(target, "length")
         return target.id, 0
 
-    def _trajectory(self, sampler: Node) -> None:
-        node = self.origin(self.source(sampler, "tora_trajectory"))
-        if node is not None and self.is_old(node):
-            self.build(node)
+    def _tora(
+        self, sampler: Node, model: Source | None, conds: list[Source | None], latent: Source | None
+    ) -> tuple[Source | None, list[Source | None]]:
+        """Put Tora on the model and its paths behind the prompts, which know the size of the video by its latents."""
+        encoder = self.origin(self.source(sampler, "tora_trajectory"))
+        if encoder is None or not self.is_old(encoder):
+            return model, conds
+        self.built.setdefault(encoder.id, {})
+        try:
+            target = self._paths(encoder, sampler)
+            loader = self.origin(self.source(encoder, "tora_model"))
+            if loader is not None and self.is_old(loader):
+                self.built.setdefault(loader.id, {})
+                model = self._behind(self._load_tora(loader), model)
+        except Missing as missing:
+            self.no_equal(encoder, NEEDS.format(missing.args[0]))
+            return model, conds
+        self._conditioned(target, conds, self.vae(encoder) or self.vae(sampler))
+        self.link(target, "latent", latent)
+        return model, [(target.id, 0), (target.id, 1)]
+
+    def _paths(self, node: Node, sampler: Node | None) -> Node:
+        for name in ("CogVideoXTrajectory", "CogVideoXLoadTora"):
+            self._schema_of(name)
+        target = self.claim(node, "CogVideoXTrajectory")
+        self.carry(target, "coordinates", node, "coordinates")
+        self.link(target, "optical_flow", self.native(self.source(node, "optical_flow")))
+        self.carry(target, "strength", node, "strength")
+        self.window(target, node, "start_percent", "end_percent", sampler)
+        self.built[node.id]["video_flow_images"] = (target.id, 2)
+        return target
+
+    def _load_tora(self, node: Node) -> Node:
+        wanted = str(self.value(node, "model")).rsplit("/", 1)[-1]
+        name = self.choose("CogVideoXLoadTora", "tora_name", wanted, f"{wanted}.safetensors")
+        listed = self.listed("CogVideoXLoadTora", "tora_name")
+        if listed is not None and name not in listed:
+            self.report.note(f"{label(node)}: choose the file that holds Tora's fusers in Load CogVideoX Tora.")
+        return self.claim(node, "CogVideoXLoadTora", {"tora_name": name}, patch=True)
+
+    def _build_DownloadAndLoadToraModel(self, node: Node) -> dict[str, Source | None]:
+        self._load_tora(node)
+        return {}
+
+    def _build_ToraEncodeTrajectory(self, node: Node) -> dict[str, Source | None]:
+        self._paths(node, None)
+        return self.built[node.id]
+
+    _build_ToraEncodeOpticalFlow = _build_ToraEncodeTrajectory
 
     def _sampler(
         self,
@@ -1154,7 +1202,6 @@ class Conversion:
         conds = self._conds(node)
         start, end = (self.native(self.source(node, name)) for name in ("start_img", "end_img"))
         video = self.native(self.source(node, "vid2vid_images"))
-        self._trajectory(node)
         latent: Source | None = None
         size = None
         if self.value(node, "base_resolution") is not None and (start or end or video):
@@ -1167,6 +1214,7 @@ class Conversion:
             latent = self._repaint(node, video, size)
         if latent is None:
             latent = self._start(node, self.source(node, "opt_empty_latent"), None)
+        model, conds = self._tora(node, model, conds, latent)
         denoise = "vid2vid_denoise" if video is not None else ""
         return self._sampler(node, model, conds, latent, "cfg", denoise)
 

@@ -79,6 +79,7 @@ FILE_COMBOS = {
     "lora_name",
     "control_net_name",
     "tora_name",
+    "extractor_name",
     "pipeline",
     "text_encoder_name",
 }
