@@ -55,7 +55,9 @@ PROMISE = {
     "CogVideoXLoadVAE": ("vae_name:COMBO weight_dtype:COMBO?", "VAE"),
     "CogVideoXLoadTextEncoder": ("text_encoder_name:COMBO", "CLIP"),
     "CogVideoXTextEncode": ("clip:CLIP text:STRING long_prompt:COMBO prompt_weights:BOOLEAN?", "CONDITIONING"),
+    "CogVideoXPromptTemplate": ("task:COMBO idea:STRING words:INT", "STRING"),
     "EmptyCogVideoXLatentVideo": (SIZE, "LATENT"),
+    "CogVideoXResolution": ("model:COMBO size:COMBO seconds:FLOAT base:INT image:IMAGE?", "INT INT INT"),
     "CogVideoXImageToVideo": (
         f"positive:CONDITIONING negative:CONDITIONING vae:VAE {SIZE} "
         "start_image:IMAGE? end_image:IMAGE? noise_augmentation:FLOAT?",
@@ -86,6 +88,9 @@ CHOICES = {
     ("CogVideoXLoadModel", "variant"): {"auto", "2b", "5b", "image_latents", "image_unscaled", "image_diffusers"},
     ("CogVideoXLoadVAE", "weight_dtype"): {"auto", "bf16", "fp16", "fp32"},
     ("CogVideoXTextEncode", "long_prompt"): {"truncate", "blend"},
+    ("CogVideoXPromptTemplate", "task"): {"text to video", "image to video", "video to prompt"},
+    ("CogVideoXResolution", "model"): {"2B", "5B", "1.5", "Fun 2B", "Fun 5B", "Fun 1.5"},
+    ("CogVideoXResolution", "size"): {"trained size", "shape of the image", "size of the image"},
     ("CogVideoXSamplerSelect", "sampler_name"): {"ddim", "dpm"},
     ("CogVideoXSampler", "sampler_name"): {"ddim", "dpm"},
     ("CogVideoXSampler", "dynamic_cfg"): {"off", "cosine over steps", "reference"},
@@ -99,6 +104,8 @@ CHOICES = {
 # DESIGN section 4: what an untouched node makes.
 DEFAULTS = {
     "EmptyCogVideoXLatentVideo": {"width": 720, "height": 480, "length": 49, "batch_size": 1},
+    "CogVideoXPromptTemplate": {"task": "text to video", "words": 120},
+    "CogVideoXResolution": {"model": "5B", "size": "trained size", "seconds": 6.0, "base": 512},
     "CogVideoXImageToVideo": {"width": 720, "height": 480, "length": 49, "batch_size": 1, "noise_augmentation": 0.0},
     "CogVideoXSampler": {"steps": 50, "cfg": 6.0, "denoise": 1.0, "dynamic_cfg": "off"},
     "CogVideoXScheduler": {"steps": 50, "denoise": 1.0},
