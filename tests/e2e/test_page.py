@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pack.legacy import ERAS
+from pack.tests.old_graphs import whole
 
 from .server import PACK, ROOT, WORKFLOWS, Server
 
@@ -139,3 +141,25 @@ def test_template_opens_from_its_address_and_runs_from_the_page(server: Server, 
     screenshot(page, "t2v_done")
     assert page.execute_script(COMPLAINTS) == []
     assert page.execute_script(TOO_SMALL) == []
+
+
+NODE_TYPES = "return app.graph.nodes.map(node => node.type)"
+HISTORY = (
+    "const [done] = arguments; app.extensionManager.workflow.activeWorkflow.changeTracker.{}().then(() => done(), done)"
+)
+
+
+def test_a_graph_of_the_older_wrapper_opens_native_and_undo_brings_it_back(server: Server, page):
+    old = whole("CogVideoSampler", -1).editor()
+    page.execute_async_script("const [graph, done] = arguments; app.loadGraphData(graph).then(() => done(), done)", old)
+    wait_for("the conversion", lambda: "CogVideoXSampler" in page.execute_script(NODE_TYPES))
+    toasts = "return [...document.querySelectorAll('.p-toast-message')].map(one => one.innerText).join()"
+    wait_for("the word on it", lambda: "became native CogVideoX nodes" in page.execute_script(toasts))
+    history = "return app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+    wait_for("the original in the history", lambda: page.execute_script(history))
+    screenshot(page, "old_graph")
+    page.execute_async_script(HISTORY.format("undo"))
+    wait_for("the original", lambda: "CogVideoSampler" in page.execute_script(NODE_TYPES))
+    page.execute_async_script(HISTORY.format("redo"))
+    wait_for("the conversion again", lambda: "CogVideoXSampler" in page.execute_script(NODE_TYPES))
+    assert not {node["type"] for node in old["nodes"]} & ERAS.keys() & set(page.execute_script(NODE_TYPES))
