@@ -149,6 +149,8 @@ def on_the_mini(graph: dict) -> dict:
             node["class_type"], node["inputs"] = "CogVideoXLoadTextEncoder", {"text_encoder_name": "cogvideox-mini"}
         if node["class_type"] == "VHS_VideoCombine":
             node["class_type"], node["inputs"] = "PreviewImage", {"images": inputs["images"]}
+        if node["class_type"] == "LoadImage":
+            inputs["image"] = "image.png"
         if node["class_type"] == "CogVideoXSampler":
             inputs["steps"] = 2
         if "length" in inputs and not isinstance(inputs["length"], list):
@@ -193,7 +195,9 @@ def test_converted_graphs_run(registered, live, monkeypatch, node_type, era, tmp
     prompt = on_the_mini(data["prompt"])
     valid = asyncio.run(execution.validate_prompt("1", prompt, None))
     assert valid[0], valid[1:]
-    runner = execution.PromptExecutor(Listener(), cache_type=execution.CacheType.CLASSIC, cache_args={})
+    runner = execution.PromptExecutor(
+        Listener(), cache_type=execution.CacheType.CLASSIC, cache_args={"ram": 0.0, "lru": 0, "ram_inactive": 0.0}
+    )
     runner.execute(prompt, "1", {}, valid[2])
     assert runner.success, runner.status_messages
     (images,) = [out["images"] for out in runner.history_result["outputs"].values() if "images" in out]
