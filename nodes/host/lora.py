@@ -11,6 +11,7 @@ from pathlib import Path
 
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy.weight_adapter
 import torch
 
@@ -165,8 +166,10 @@ def outweighs(model, layers: dict[str, Layer]) -> bool:
     ratios = []
     for module in names[:: max(len(names) // SAMPLED, 1)][:SAMPLED]:
         key = f"{PREFIX}{module}.weight"
-        weight, convert = model.get_key_patches(key)[key][0]  # as the file has it, before any LoRA
-        weight = convert(weight, inplace=False).float()
+        weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+        if key in model.backup:
+            weight = model.backup[key].weight  # as the file has it, without the LoRAs that are on it now
+        weight = (weight if convert is None else convert(weight, inplace=False)).float()
         ratios.append(layers[module].norm() / max(weight.norm().item(), torch.finfo(torch.float32).tiny))
     return bool(ratios) and sorted(ratios)[len(ratios) // 2] > 1
 
