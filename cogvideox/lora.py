@@ -93,10 +93,10 @@ _BLOCK_MODULES = (
     "ff.net.0.proj",
     "ff.net.2",
 )
+# Without the learned positions, the one weight that is no module's `weight`: ComfyUI patches none of that kind.
 _MODULES = (
     "patch_embed.proj",
     "patch_embed.text_proj",
-    "patch_embed.pos_embedding",
     "time_embedding.linear_1",
     "time_embedding.linear_2",
     "ofs_embedding.linear_1",
@@ -307,7 +307,7 @@ def fit(lora: LoRA, shapes: Mapping[str, torch.Size], model: str) -> tuple[dict[
     _check_width(lora, shapes, model)
     fitting, misfits = {}, []
     for module, layer in lora.layers.items():
-        weight = shapes.get(f"{module}.weight", shapes.get(module))
+        weight = shapes.get(f"{module}.weight")
         if weight is None:
             misfits.append(f"{module} (the model has none)")
             continue

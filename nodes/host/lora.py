@@ -102,7 +102,7 @@ def load_lora(model, path: str | Path, strength: float, scaling: str) -> tuple[o
 
 
 def describe(lora: LoRA, layers: dict[str, Layer], rule: str) -> str:
-    """Say what applies and how it is scaled: "336 of 336 layers, rank 128, alpha/rank 0.5"."""
+    """Say what applies and how it is scaled: "168 of 168 layers, rank 128, scaling alpha/rank 0.5"."""
     told = [f"{len(layers)} of {len(lora.layers) + len(lora.unknown)} layers"]
     ranked = [layer for layer in layers.values() if layer.rank]
     if ranked:
@@ -117,7 +117,7 @@ def warnings(lora: LoRA, misfits: list[str], channels: float, network: CogVideoX
     missing = [*misfits, *lora.unknown]
     if missing:
         names = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
-        told.append(f"{len(missing)} layers do not fit {network.variant.name} and are left out: {names}")
+        told.append(f"Left out, not fitting {network.variant.name}: {len(missing)} layers ({names})")
     if channels > network.variant.transformer.in_channels:
         told.append(
             f"The LoRA was trained with {channels:.0f} input channels and {network.variant.name} has "
@@ -125,9 +125,9 @@ def warnings(lora: LoRA, misfits: list[str], channels: float, network: CogVideoX
             "image-to-video, Fun or Control model that it was made for."
         )
     if lora.text:
-        told.append(f"{lora.text} tensors are for a text encoder and are left out.")
+        told.append(f"Left out, for a text encoder: {lora.text} tensors")
     if lora.others:
-        told.append(f"{lora.others} tensors are no part of a LoRA and are left out.")
+        told.append(f"Left out, no part of a LoRA: {lora.others} tensors")
     return told
 
 
@@ -138,8 +138,7 @@ def adapters(layers: dict[str, Layer]) -> dict[str, object]:
         tensors |= {f"{module}.{name}": tensor for name, tensor in layer.tensors.items()}
         if layer.alpha is not None:
             tensors[f"{module}.{ALPHA}"] = torch.tensor(layer.alpha, dtype=torch.float64)
-        # The learned position table is a parameter of its own, every other target a module.
-        weights[module] = f"{PREFIX}{module}" + ("" if module.endswith("pos_embedding") else ".weight")
+        weights[module] = f"{PREFIX}{module}.weight"
         if UP_BIAS in layer.tensors:
             bias = layer.tensors[UP_BIAS].float() * layer.scale
             biases[f"{module}.{DIFF_BIAS}"] = bias + layer.tensors.get(DIFF_BIAS, 0)
@@ -162,7 +161,7 @@ def outweighs(model, layers: dict[str, Layer]) -> bool:
     A LoRA changes a weight by some percent. One that is meant to be divided by its rank (DimensionX, exports of SAT)
     would be many times the weight, and no key of the file tells it from others.
     """
-    names = [module for module, layer in layers.items() if layer.norm()]
+    names = [module for module, layer in layers.items() if layer.kind == "lora"]
     ratios = []
     for module in names[:: max(len(names) // SAMPLED, 1)][:SAMPLED]:
         key = f"{PREFIX}{module}.weight"

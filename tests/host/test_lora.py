@@ -14,7 +14,7 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
-from comfy_extras.nodes_train import LoraModelLoader
+from comfy_extras import nodes_train
 from pack.cogvideox.checkpoint import CheckpointError
 from pack.nodes import CogVideoXExtension
 from pack.nodes.host import lora as adapter
@@ -362,7 +362,7 @@ def test_a_narrow_model_takes_a_lora_as_the_stock_loader_does(weight_dtype, boun
 def test_what_train_lora_gives_loads_in_its_own_loader(bypass, loras):
     lora = random_lora()
     tensors = written(lora, "diffusion_model.{}", DOWN, UP, 1)
-    patched = LoraModelLoader.execute(model(), tensors, 1.0, bypass).result[0]
+    patched = nodes_train.LoraModelLoader.execute(model(), tensors, 1.0, bypass).result[0]
     expected = run(ours(model(), loras(tensors)))
     assert relative_error(run(patched), expected) <= 1e-4
     assert relative_error(run(model()), expected) > 1e-3
@@ -390,6 +390,40 @@ def test_names_are_told_once_and_of_this_model_only(monkeypatch):
     assert mine.items() <= found.items() and found["transformer.proj_out"] == "diffusion_model.proj_out.weight"
 
 
+@pytest.mark.parametrize("algorithm", ["LoRA", "LoHa", "LoKr", "OFT"])
+@pytest.mark.parametrize("loader", [ours, stock])
+def test_all_that_train_lora_trains_is_loaded(loader, algorithm, loras, caplog):
+    with torch.inference_mode(False):
+        tensors, _ = nodes_train._setup_lora_adapters(model().clone(), {}, algorithm, torch.float32, 4)
+        tensors = {key: tensor.detach() for key, tensor in tensors.items()}
+    generator = torch.Generator().manual_seed(0)
+    for key, tensor in tensors.items():
+        if not key.endswith("alpha"):
+            tensors[key] = 0.05 * torch.randn(tensor.shape, generator=generator)
+    patched = loader(model(), loras(tensors))
+    assert "not loaded" not in caplog.text and "Left out" not in caplog.text
+    base = merged({})
+    changed = {key for key, tensor in weights_of(patched).items() if not torch.equal(tensor, base[key])}
+    assert changed == set(base)
+
+
+def test_the_loader_of_model_and_text_encoder_changes_the_model(loras):
+    lora = random_lora()
+    clip = pipelines.ours(VARIANT)[1]
+    patched, same = nodes.LoraLoader().load_lora(model(), clip, loras(written(lora)), 1.0, 1.0)
+    assert_merged(patched, merged(lora))
+    assert same.patcher.patches == {}
+
+
+def test_the_learned_positions_are_left_out(loras):
+    """The host changes no weight of a module that holds other modules, and says nothing."""
+    lora = random_lora(["proj_out"], "5b-i2v")
+    table = model("5b-i2v").model.diffusion_model.patch_embed.pos_embedding
+    name = loras(written(lora) | {f"{PREFIX}patch_embed.pos_embedding.diff": torch.randn(table.shape)})
+    told = adapter.load_lora(model("5b-i2v"), loras.folder / name, 1.0, "none")[1]
+    assert "1 of 2 layers" in told and "1 layers (diffusion_model.patch_embed.pos_embedding)" in told
+
+
 # --- in part, and not at all -----------------------------------------------------------------------------------------
 
 
@@ -403,12 +437,10 @@ def test_a_part_that_does_not_fit_is_told_with_numbers_and_names(loras, caplog):
         patched, told = adapter.load_lora(model(), loras.folder / name, 1.0, "auto")
     first, *rest = told.split("\n")
     assert first == "14 of 21 layers, rank 4, scaling none"
-    assert rest[0].startswith(
-        f"7 layers do not fit {model().model.variant.name} and are left out: transformer_blocks.2."
-    )
-    assert rest[0].endswith(", ...") and rest[0].count("the model has none") == 5
-    assert rest[1] == "1 tensors are for a text encoder and are left out."
-    assert rest[2] == "1 tensors are no part of a LoRA and are left out."
+    assert rest[0].startswith(f"Left out, not fitting {model().model.variant.name}: 7 layers (transformer_blocks.2.")
+    assert rest[0].endswith(", ...)") and rest[0].count("the model has none") == 5
+    assert rest[1] == "Left out, for a text encoder: 1 tensors"
+    assert rest[2] == "Left out, no part of a LoRA: 1 tensors"
     assert all(f"{name}: {line}" in caplog.text for line in rest)
     assert_merged(patched, merged(lora))
 

@@ -248,7 +248,7 @@ def test_every_spelling_of_a_module_is_known(form, module):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_weight_of_every_variant_has_a_module_name(name):
-    modules = {key.removesuffix(".weight") for key in shapes(name) if not key.endswith(".bias")}
+    modules = {key.removesuffix(".weight") for key in shapes(name) if key.endswith(".weight")}
     assert {module_name(f"lora_unet__{module.replace('.', '_')}") for module in modules} == modules
 
 
@@ -363,6 +363,38 @@ def test_norm_of_a_layer_is_that_of_its_product():
 
 def test_span():
     assert (span([128]), span([4, 128, 8]), span([0.5, 0.5])) == ("128", "4 to 128", "0.5")
+
+
+# --- released sizes --------------------------------------------------------------------------------------------------
+
+
+def zeros(*shape):
+    """Return zeros that take no memory."""
+    return torch.zeros(1).expand(*shape)
+
+
+@pytest.mark.parametrize(("variant", "attention", "linear"), [("CogVideoX-2B", 120, 245), ("CogVideoX-5B", 168, 341)])
+def test_files_of_released_size_fit_whole(variant, attention, linear):
+    """SAT's exporter wants 240 tensors for the attention of 2B; VideoX-Fun trains every linear layer."""
+    config = next(model.transformer for model in RELEASED if model.name == variant)
+    with torch.device("meta"):
+        modules = dict(CogVideoXTransformer3DModel(config).named_modules())
+    sizes = {
+        f"{name}.{key}": value.shape for name, module in modules.items() for key, value in module._parameters.items()
+    }
+    fun, exported = {}, {}
+    for name, module in modules.items():
+        if isinstance(module, torch.nn.Linear):
+            stem = f"lora_unet__{name.replace('.', '_')}"
+            fun |= {f"{stem}.lora_down.weight": zeros(8, module.in_features), f"{stem}.alpha": torch.tensor(4.0)}
+            fun[f"{stem}.lora_up.weight"] = zeros(module.out_features, 8)
+            if ".attn1.to_" in name:
+                exported[f"transformer.{name}.lora_A.weight"] = zeros(2, module.in_features)
+                exported[f"transformer.{name}.lora_B.weight"] = zeros(module.out_features, 2)
+    assert len(exported) == 2 * attention
+    for state_dict, count in ((exported, attention), (fun, linear)):
+        layers, misfits = fit(normalise_lora(state_dict), sizes, variant)
+        assert (len(layers), misfits) == (count, [])
 
 
 # --- bad files -------------------------------------------------------------------------------------------------------
