@@ -79,6 +79,15 @@ _PRODUCTS = (
     ("lokr_w2_a", "lokr_w2_b"),
 )
 
+_TUCKER = {"hada_t1", "hada_t2", "lokr_t2"}  # with a core between them the matrices stand the other way
+
+# What a kind cannot do without: one of each group.
+_NEEDED = {
+    "loha": (("hada_w1_a",), ("hada_w2_a",)),
+    "lokr": (("lokr_w1", "lokr_w1_a"), ("lokr_w2", "lokr_w2_a")),
+    "glora": (("a2.weight",), ("b1.weight",), ("b2.weight",)),
+}
+
 _BLOCK_MODULES = (
     "norm1.linear",
     "norm1.norm",
@@ -155,7 +164,8 @@ class Layer:
     @property
     def shape(self) -> tuple[int, int] | None:
         """Rows and columns of the change to the weight, the latter flat; None where the kind does not tell."""
-        sizes = {name: (tensor.shape[0], math.prod(tensor.shape[1:])) for name, tensor in self.tensors.items()}
+        tensors = {name: tensor for name, tensor in self.tensors.items() if tensor.ndim}
+        sizes = {name: (tensor.shape[0], math.prod(tensor.shape[1:])) for name, tensor in tensors.items()}
         if self.kind == "lora" and MID not in sizes:
             return sizes[UP][0], sizes[DOWN][1]
         if self.kind == "loha" and "hada_t1" not in sizes:
@@ -232,7 +242,7 @@ def normalise_lora(state_dict: Mapping[str, Any], metadata: Mapping[str, str] | 
     if not tensors:
         raise CheckpointError(f"The LoRA is of an unknown model ({_some(unknown)}). {CHOOSE}")
     header = _header(metadata or {})
-    layers = {module: _layer(module, parts, header) for module, parts in tensors.items()}
+    layers = {module: _layer(module, parts, header) for module, parts in tensors.items() if parts.keys() - {ALPHA}}
     return LoRA(layers, sat, tuple(unknown), text, len(state_dict) - found)
 
 
@@ -257,7 +267,8 @@ def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
 def _header_alpha(header: Mapping[str, Any], module: str, rank: int | None) -> float | None:
     """Return alpha of one module: `alpha_pattern` holds module names, or how they end, that differ."""
     patterns = header.get("alpha_pattern")
-    patterns = {name.lstrip("^").rstrip("$").replace("\\", ""): value for name, value in (patterns or {}).items()}
+    patterns = patterns.items() if isinstance(patterns, dict) else ()
+    patterns = {name.lstrip("^").rstrip("$").replace("\\", ""): value for name, value in patterns}
     ends = (value for name, value in patterns.items() if f".{module}".endswith(f".{name}"))
     alpha = next(ends, header.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
@@ -278,15 +289,16 @@ def _layer(module: str, tensors: dict[str, Tensor], header: Mapping[str, Any]) -
     alpha = tensors.pop(ALPHA, None)
     kind = next((kind for name, kind in _KINDS if name in tensors), DIFF)
     pairs = [pair for pair in _PRODUCTS if any(name in tensors for name in pair)]
-    for pair in pairs:
-        missing = [name for name in pair if name not in tensors]
-        if missing:
-            raise CheckpointError(
-                f"The LoRA is not whole: {module} has no {missing[0]}. Download it again, or save it again where it "
-                "was trained."
-            )
+    missing = [name for pair in pairs for name in pair if name not in tensors]
+    missing += [group[0] for group in _NEEDED.get(kind, ()) if not any(name in tensors for name in group)]
+    if missing or alpha is not None and alpha.numel() != 1:
+        raise CheckpointError(
+            f"The LoRA is not whole: {module} has no {missing[0] if missing else ALPHA}. Download it again, or save it "
+            "again where it was trained."
+        )
+    for pair in pairs if not tensors.keys() & _TUCKER else ():
         first, second = (tensors[name] for name in pair)
-        if first.ndim < 2 or second.ndim < 2 or first.shape[1] != second.shape[0] and "hada_t1" not in tensors:
+        if first.ndim < 2 or second.ndim < 2 or first.shape[1] != second.shape[0]:
             raise CheckpointError(
                 f"The LoRA's matrices do not fit each other in {module}: {pair[0]} is {list(first.shape)} and "
                 f"{pair[1]} {list(second.shape)}, so their ranks differ. Download it again."

@@ -91,7 +91,7 @@ def load_lora(model, path: str | Path, strength: float, scaling: str) -> tuple[o
     layers = {module: scaled(layer, rule) for module, layer in layers.items()}
     told = describe(lora, layers, rule)
     channels = input_channels(lora, shapes) * network.variant.transformer.in_channels
-    for warning in warnings(lora, misfits, channels, network):
+    for warning in left_out(lora, misfits, channels, network):
         log.warning("%s: %s", Path(path).name, warning)
         told += f"\n{warning}"
     log.info("%s: %s", Path(path).name, told.partition("\n")[0])
@@ -111,7 +111,7 @@ def describe(lora: LoRA, layers: dict[str, Layer], rule: str) -> str:
     return ", ".join(told)
 
 
-def warnings(lora: LoRA, misfits: list[str], channels: float, network: CogVideoX) -> list[str]:
+def left_out(lora: LoRA, misfits: list[str], channels: float, network: CogVideoX) -> list[str]:
     """Say which parts of the LoRA are left out, with counts and the first names."""
     told = []
     missing = [*misfits, *lora.unknown]

@@ -355,6 +355,22 @@ def test_a_narrow_model_takes_a_lora_as_the_stock_loader_does(weight_dtype, boun
         assert relative_error(wide[key], expected[key]) > 2 * bound, "the LoRA drowns in the rounding"
 
 
+def test_weights_that_wait_in_main_memory_get_the_lora_as_they_come(loras):
+    lora = random_lora()
+    magnitude = {"transformer.proj_out.lora_magnitude_vector": torch.rand(64) + 0.5}
+    patched = ours(model(), loras(written(lora) | magnitude))
+    network, cpu = patched.model.diffusion_model, torch.device("cpu")
+    x, context = torch.randn(1, 16, 3, 8, 12), torch.randn(1, 226, 32)
+    outputs = []
+    for memory in (0, 1):  # 1 byte: nothing stays on the device; 0: no limit
+        patched.patch_model(device_to=cpu, lowvram_model_memory=memory)
+        assert bool(network.proj_out.weight_function) == bool(memory)
+        outputs.append(network(x, torch.tensor([403.0]), context))
+        patched.unpatch_model(cpu)
+    assert relative_error(*outputs) <= 1e-5
+    assert relative_error(network(x, torch.tensor([403.0]), context), outputs[0]) > 1e-3
+
+
 # --- the stock loaders -----------------------------------------------------------------------------------------------
 
 

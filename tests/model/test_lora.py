@@ -444,6 +444,9 @@ KOHYA = dict(down=".lora_down.weight", up=".lora_up.weight")
             {"transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(4, 64)},
             "not whole: transformer_blocks.0.attn1.to_q has no lora_up.weight",
         ),
+        ({"proj_out.lokr_w1": torch.zeros(4, 4)}, "not whole: proj_out has no lokr_w2"),
+        ({"proj_out.hada_w1_a": torch.zeros(4, 4)}, "not whole: proj_out has no hada_w1_b"),
+        (pair("proj_out") | {"proj_out.alpha": torch.zeros(2)}, "not whole: proj_out has no alpha"),
         (
             {"proj_out.lora_A.weight": torch.zeros(4, 64), "proj_out.lora_B.weight": torch.zeros(64, 8)},
             "so their ranks differ",
