@@ -19,7 +19,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, safe_open
 
-TOLERANCE = 1e-5
+TOLERANCE = 5e-6  # measured: 8.5e-7
 RANK = 4
 TINY = dict(
     num_attention_heads=2, attention_head_dim=32, num_layers=2, text_embed_dim=32, sample_height=8, sample_width=12
