@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import conditioning, latent, loaders, patches, sampling, text, vae
+from . import conditioning, latent, loaders, lora, patches, sampling, text, vae
 from .host.files import register_folders
+from .host.lora import register_lora_keys
 
-FAMILIES = (loaders, text, latent, conditioning, sampling, vae, patches)
+FAMILIES = (loaders, lora, text, latent, conditioning, sampling, vae, patches)
 
 
 class CogVideoXExtension(ComfyExtension):
@@ -15,6 +16,7 @@ class CogVideoXExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         register_folders()
+        register_lora_keys()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for family in FAMILIES for node in family.NODES]

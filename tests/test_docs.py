@@ -85,6 +85,8 @@ class Module:
             case ast.Name():
                 found = self.find(node.id)
                 return found.module.value(found.node)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=number)):
+                return -number
             case ast.List() | ast.Tuple():
                 return [one for part in node.elts for one in self._items(part)]
             case ast.Dict():
@@ -257,7 +259,7 @@ def code(text: str) -> list[str]:
 
 
 def numbers(text: str) -> list[int | float]:
-    return [float(one) if "." in one else int(one) for one in re.findall(r"\d+(?:\.\d+)?", text)]
+    return [float(one) if "." in one else int(one) for one in re.findall(r"-?\d+(?:\.\d+)?", text)]
 
 
 def default_text(socket: Socket) -> str:

@@ -20,6 +20,7 @@ EXPECTED = {
     "i2v_15",
     "t2v_advanced",
     "t2v_fast",
+    "t2v_lora",
     "t2v_upscale_interpolate",
 }
 
@@ -47,7 +48,7 @@ STOCK = {
     "UpscaleModelLoader",
     "VAEDecode",
 }
-MODEL_FOLDERS = {"diffusion_models", "text_encoders", "vae", "upscale_models", "frame_interpolation"}
+MODEL_FOLDERS = {"diffusion_models", "text_encoders", "vae", "upscale_models", "frame_interpolation", "loras"}
 ABSOLUTE = re.compile(r"(^|[\s\"'(])(/\w+/|~/|[A-Za-z]:[\\/]|\\\\|file:)")
 GROUPS = ["Models", "Prompt", "Video", "Save"]  # in every workflow, others between
 TITLE_HEIGHT = 30

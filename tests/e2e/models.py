@@ -55,6 +55,17 @@ def interpolator(width: int = 8, head: int = 2) -> dict[str, torch.Tensor]:
     return weights
 
 
+def lora(rank: int = 4) -> dict[str, torch.Tensor]:
+    """Return a LoRA in diffusers' layout for the attention of the tiny transformers."""
+    config, weights = tiny_pipeline.VARIANTS["5b"], {}
+    for block in range(config.num_layers):
+        for name in ("to_q", "to_k", "to_v", "to_out.0"):
+            stem = f"transformer.transformer_blocks.{block}.attn1.{name}"
+            weights[f"{stem}.lora_A.weight"] = 0.1 * torch.randn(rank, config.inner_dim)
+            weights[f"{stem}.lora_B.weight"] = 0.1 * torch.randn(config.inner_dim, rank)
+    return weights
+
+
 def write(models: Path) -> None:
     """Write every model of the workflows below the folder `models`."""
     torch.manual_seed(0)
@@ -74,6 +85,7 @@ def write(models: Path) -> None:
     for folder, name, weights in (
         ("upscale_models", "RealESRGAN_x4plus", upscaler()),
         ("frame_interpolation", "film_net_fp16", interpolator()),
+        ("loras", "pytorch_lora_weights", lora()),
     ):
         (models / folder).mkdir(parents=True, exist_ok=True)
         save_file(weights, models / folder / f"{name}.safetensors")

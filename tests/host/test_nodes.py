@@ -54,6 +54,7 @@ PROMISE = {
     "CogVideoXLoadModel": ("model_name:COMBO weight_dtype:COMBO variant:COMBO", "MODEL"),
     "CogVideoXLoadVAE": ("vae_name:COMBO weight_dtype:COMBO?", "VAE"),
     "CogVideoXLoadTextEncoder": ("text_encoder_name:COMBO", "CLIP"),
+    "CogVideoXLoadLoRA": ("model:MODEL lora_name:COMBO strength:FLOAT scaling:COMBO", "MODEL"),
     "CogVideoXTextEncode": ("clip:CLIP text:STRING long_prompt:COMBO prompt_weights:BOOLEAN?", "CONDITIONING"),
     "EmptyCogVideoXLatentVideo": (SIZE, "LATENT"),
     "CogVideoXImageToVideo": (
@@ -84,6 +85,7 @@ CHOICES = {
     ("CogVideoXLoadPipeline", "weight_dtype"): {"auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"},
     ("CogVideoXLoadModel", "weight_dtype"): {"auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"},
     ("CogVideoXLoadModel", "variant"): {"auto", "2b", "5b", "image_latents", "image_unscaled", "image_diffusers"},
+    ("CogVideoXLoadLoRA", "scaling"): {"auto", "alpha/rank", "1/rank", "none"},
     ("CogVideoXLoadVAE", "weight_dtype"): {"auto", "bf16", "fp16", "fp32"},
     ("CogVideoXTextEncode", "long_prompt"): {"truncate", "blend"},
     ("CogVideoXSamplerSelect", "sampler_name"): {"ddim", "dpm"},
@@ -110,6 +112,7 @@ DEFAULTS = {
     "CogVideoXVAEDecode": {"memory": "auto"},
     "CogVideoXVAEEncode": {"posterior": "mode"},
     "CogVideoXLoadModel": {"weight_dtype": "auto", "variant": "auto"},
+    "CogVideoXLoadLoRA": {"strength": 1.0, "scaling": "auto"},
 }
 # Ids of kijai/ComfyUI-CogVideoXWrapper, today's and those that old workflows still hold; both packs may be installed.
 TAKEN = """
