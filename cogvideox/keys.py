@@ -8,6 +8,8 @@ and `{m}` stand for block numbers; the first row that matches wins.
 
 from __future__ import annotations
 
+from .ggml import QUANTISED
+
 # Source module -> diffusers module; None drops the tensor.
 TRANSFORMER_RENAMES = (
     # ComfyUI core
@@ -115,6 +117,8 @@ TRANSFORMER_MODULES = (
 
 WRAPPERS = ("module", "model", "state_dict")  # SAT (DeepSpeed) and lightning files nest the weights under one of these
 GLOBAL_KEYS = ("scaled_fp8",)  # marks a whole file as scaled fp8
+# GGML blocks, uint8 [rows, bytes], that take the place of `weight`; the older wrapper's files name Q4_0 and Q8_0 so.
+PACKED_SUFFIXES = {f"{kind}_qweight": kind for kind in QUANTISED}
 # Entries that belong to a quantised layer beside its weight and bias.
 QUANT_SUFFIXES = (
     "weight_scale",
@@ -124,12 +128,10 @@ QUANT_SUFFIXES = (
     "comfy_quant",
     "scale_weight",
     "scale_input",
-    "Q4_0_qweight",
-    "Q8_0_qweight",
+    *PACKED_SUFFIXES,
 )
 # Of those, the ones that describe the layer as a whole, not its output rows.
 WHOLE_LAYER_SUFFIXES = ("weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant", "scale_input")
-PACKED_SUFFIXES = ("Q4_0_qweight", "Q8_0_qweight")  # take the place of `weight`
 
 CONTROLNET = "a ControlNet of CogVideoX"
 LORA = "a LoRA"

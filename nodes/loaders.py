@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..cogvideox.checkpoint import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
-from .host.files import find_pipeline, model_file, pipelines
+from .host.files import GGUF_FOLDER, find_pipeline, listed, model_file, pipelines
 from .host.loading import describe, load_clip, load_model, load_pipeline, load_vae
 from .host.precision import WEIGHT_DTYPES
 from .host.text_encoder import show_on_node
 
 CATEGORY = "CogVideoX/loaders"
-MODEL_FOLDERS = ("diffusion_models", "unet")
+MODEL_FOLDERS = ("diffusion_models", "unet", GGUF_FOLDER)
 VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
 
 WEIGHT_DTYPE_TOOLTIP = (
@@ -24,11 +23,6 @@ WEIGHT_DTYPE_TOOLTIP = (
 VARIANT_TOOLTIP = "For what a file cannot tell; leave on auto for every released model. " + " ".join(
     f"{name}: {note}" for name, note in VARIANT_OVERRIDE_NOTES.items()
 )
-
-
-def listed(kinds: tuple[str, ...]) -> list[str]:
-    """Return the model files of the host's folders `kinds`, each name once."""
-    return list(dict.fromkeys(name for kind in kinds for name in folder_paths.get_filename_list(kind)))
 
 
 class CogVideoXLoadPipeline(io.ComfyNode):

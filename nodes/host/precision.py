@@ -13,7 +13,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 
-from ...cogvideox.keys import KNOWN_PREFIXES, QUANT_SUFFIXES
+from ...cogvideox.keys import KNOWN_PREFIXES, PACKED_SUFFIXES, QUANT_SUFFIXES
 from ...cogvideox.variants import TransformerConfig
 from .files import ModelFileError, StateDict
 from .model import ModelConfig
@@ -57,6 +57,8 @@ def check_quantisation(state_dict: StateDict) -> None:
     """Raise where a layer is quantised and the host is not told how: it would use the scaled numbers as they are."""
     for key in state_dict:
         layer, _, suffix = key.rpartition(".")
+        if suffix in PACKED_SUFFIXES:
+            continue
         if suffix in QUANT_SUFFIXES and f"{layer}.comfy_quant" not in state_dict:
             raise ModelFileError(
                 f"The file is quantised in a way that ComfyUI does not read ({key}). "
@@ -113,7 +115,9 @@ def choose_dtype(config: ModelConfig, state_dict: StateDict, wanted: torch.dtype
     """
     device = comfy.model_management.get_torch_device()
     supported = list(config.supported_inference_dtypes)
-    in_file = comfy.utils.weight_dtype(state_dict)
+    in_file = comfy.utils.weight_dtype(
+        {key: tensor for key, tensor in state_dict.items() if tensor.is_floating_point()}
+    )
     dtype = wanted
     if dtype is None:
         parameters = comfy.utils.calculate_parameters(state_dict)
