@@ -437,8 +437,7 @@ def _is_packed(key: str, state_dict: Mapping[str, Any]) -> bool:
 def check_keys(state_dict: Mapping[str, Any], expected: Mapping[str, Iterable[int]]) -> None:
     """Raise CheckpointError unless the file has exactly the tensors of `expected` (name -> shape).
 
-    Entries of quantised layers may stand beside or, packed, instead of their weight. Scaled 4 bits in bytes may have any
-    shape.
+    Entries of quantised layers may stand beside or, packed, instead of their weight. Scaled 4 bits may have any shape.
     """
     missing = [key for key in expected if key not in state_dict and not _is_packed(key, state_dict)]
     extra = [key for key in state_dict if not _belongs(key, expected)]

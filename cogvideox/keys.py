@@ -8,6 +8,8 @@ and `{m}` stand for block numbers; the first row that matches wins.
 
 from __future__ import annotations
 
+import re
+
 from .ggml import QUANTISED
 
 # Source module -> diffusers module; None drops the tensor.
@@ -132,6 +134,9 @@ QUANT_SUFFIXES = (
 )
 # Of those, the ones that describe the layer as a whole, not its output rows.
 WHOLE_LAYER_SUFFIXES = ("weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant", "scale_input")
+
+# The large matrices of the blocks, which bear few bits; embeddings and norms with their linear layers do not.
+LARGE_MATRIX = re.compile(r"transformer_blocks\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))\.weight")
 
 CONTROLNET = "a ControlNet of CogVideoX"
 LORA = "a LoRA"
