@@ -17,7 +17,7 @@ VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
 WEIGHT_DTYPE_TOOLTIP = (
     "How the weights are kept in memory. auto: as in the file, or what the card computes with. fp8: the large matrices "
     "in 8 bits, scaled, some loss of detail; fast also multiplies in 8 bits on cards that can (RTX 40 and newer). "
-    "fp16 suits 2B; the 5B models are computed in bf16. "
+    "fp16 suits 2B; the 5B models are computed in bf16. GGUF stays in its blocks on auto; bf16, fp16, fp32 unpack it. "
     "A pipeline's VAE follows bf16, fp16 and fp32; its text encoder stays as in its file."
 )
 VARIANT_TOOLTIP = "For what a file cannot tell; leave on auto for every released model. " + " ".join(
@@ -84,14 +84,15 @@ class CogVideoXLoadModel(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads a CogVideoX transformer from models/diffusion_models or a pipeline folder of models/CogVideo. "
-                "Recognises the variant by its content, in the layouts of diffusers, ComfyUI and the original (SAT)."
+                "Recognises the variant by its content, in the layouts of diffusers, ComfyUI and the original (SAT), "
+                "also as GGUF."
             ),
-            search_aliases=["CogVideoXModelLoader", "load cogvideox"],
+            search_aliases=["CogVideoXModelLoader", "load cogvideox", "gguf", "DownloadAndLoadCogVideoGGUFModel"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
-                    tooltip="File of models/diffusion_models or unet, or pipeline folder of CogVideo or diffusers.",
+                    tooltip="File, also .gguf, of diffusion_models or unet, or pipeline folder of CogVideo or diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP

@@ -1,5 +1,6 @@
 """GGUF: each type from each kind of file, in memory as blocks, with LoRAs, offloaded, cloned, saved and refused."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import gguf
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
+from comfy_extras.nodes_train import TrainLoraNode
 from pack.cogvideox import ggml
 from pack.cogvideox.checkpoint import CheckpointError
 from pack.cogvideox.transformer import CogVideoXTransformer3DModel
@@ -313,6 +315,47 @@ def test_a_backward_pass_keeps_blocks(tmp_path):
     assert relative_error(x.grad, plain.grad) < ROUNDING
     assert any(isinstance(tensor, QuantizedTensor) for tensor in kept)
     assert all(isinstance(tensor, QuantizedTensor) for tensor in kept if tensor.numel() == dense.numel())
+
+
+TRAINING = dict(
+    batch_size=1,
+    steps=3,
+    grad_accumulation_steps=1,
+    learning_rate=1e-3,
+    rank=2,
+    optimizer="AdamW",
+    loss_function="MSE",
+    seed=1,
+    training_dtype="fp32",
+    lora_dtype="fp32",
+    quantized_backward=False,
+    algorithm="LoRA",
+    gradient_checkpointing=True,
+    checkpoint_depth=1,
+    offloading=False,
+    existing_lora="[None]",
+    bucket_mode=False,
+)
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+def test_the_stock_node_trains_a_lora_on_blocks(bypass, tmp_path):
+    patcher = loading.load_model(FILES["gguf"](tmp_path, "Q4_K"))
+    latent = torch.randn(1, 16, 3, 8, 12, generator=torch.Generator().manual_seed(5))
+    text = torch.randn(1, 226, 32, generator=torch.Generator().manual_seed(6))
+    values = {name: [value] for name, value in (TRAINING | {"bypass_mode": bypass}).items()}
+    out = TrainLoraNode.execute(model=[patcher], latents=[{"samples": latent}], positive=[[[text, {}]]], **values)
+    trained, losses = out.result[0], out.result[1]["loss"]
+    ups = [tensor for key, tensor in trained.items() if "ff.net.2" in key and key.endswith("lora_up.weight")]
+    assert len(losses) == 3 and all(map(math.isfinite, losses))
+    assert len(ups) == 2 and all(tensor.any() for tensor in ups)
+    content = parameters(patcher)
+    assert all(torch.equal(content[key], tensor) for key, tensor in in_memory("Q4_K").items())
+    plain = velocity(patcher)
+    learned = comfy.sd.load_lora_for_models(patcher, None, trained, 1.0, 0.0)[0]
+    learned.patch_model(CPU, 0)
+    assert relative_error(velocity(learned), plain) > 1e-5
+    learned.unpatch_model(CPU)
 
 
 # --- saving and converting ------------------------------------------------------------------------------------------
