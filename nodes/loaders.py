@@ -92,7 +92,7 @@ class CogVideoXLoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
-                    tooltip="File, also .gguf, of diffusion_models or unet, or pipeline folder of CogVideo or diffusers.",
+                    tooltip="File (also .gguf) of diffusion_models or unet, or pipeline folder of CogVideo, diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP
