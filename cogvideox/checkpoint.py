@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import keys
+from .ggml import unpacked_shape
 from .variants import (
     COGVIDEOX_2B,
     COGVIDEOX_15_5B,
@@ -179,7 +180,25 @@ def normalise_vae(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 # --- shapes --------------------------------------------------------------------------------------------------------
 
 
+def packed_key(state_dict: Mapping[str, Any], key: str) -> str | None:
+    """Return the name under which `state_dict` has a weight in GGML blocks; None where it has not."""
+    layer, _, name = key.rpartition(".")
+    names = (f"{layer}.{suffix}" for suffix in keys.PACKED_SUFFIXES) if name == "weight" else ()
+    return next((name for name in names if name in state_dict), None)
+
+
+def packed_shape(state_dict: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """Return the shape of the weight that the GGML blocks `key` stand for; raise where they are not whole."""
+    layer, _, suffix = key.rpartition(".")
+    try:
+        return unpacked_shape(tuple(state_dict[key].shape), keys.PACKED_SUFFIXES[suffix])
+    except ValueError as error:
+        raise CheckpointError(f"The file is damaged in {layer}: {error}. Download it again.") from error
+
+
 def _shape(state_dict: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    if packed := packed_key(state_dict, key):
+        return packed_shape(state_dict, packed)
     if key not in state_dict:
         raise CheckpointError(f"The file has no {key}, so its size cannot be told; download it again.")
     return tuple(state_dict[key].shape)
@@ -245,13 +264,14 @@ def transformer_config(state_dict: Mapping[str, Any]) -> TransformerConfig:
     ofs = "ofs_embedding.linear_1.bias"
     patch = _patch(state_dict)
     text = "patch_embed.text_proj.weight"
+    has_text = text in state_dict or packed_key(state_dict, text)
     return TransformerConfig(
         num_attention_heads=width // head_dim,
         attention_head_dim=head_dim,
         num_layers=_count(state_dict, "transformer_blocks"),
         time_embed_dim=_shape(state_dict, "time_embedding.linear_2.bias")[0],
         ofs_embed_dim=_shape(state_dict, ofs)[0] if ofs in state_dict else None,
-        text_embed_dim=_shape(state_dict, text)[1] if text in state_dict else TransformerConfig.text_embed_dim,
+        text_embed_dim=_shape(state_dict, text)[1] if has_text else TransformerConfig.text_embed_dim,
         patch_bias=patch["patch_size_t"] is None and "patch_embed.proj.bias" in state_dict,  # 1.5 ships it as false
         attention_bias="transformer_blocks.0.attn1.to_q.bias" in state_dict,
         **patch,
@@ -409,7 +429,7 @@ def _is_packed(key: str, state_dict: Mapping[str, Any]) -> bool:
     if name != "weight":
         return False
     if key not in state_dict:
-        return any(f"{layer}.{suffix}" in state_dict for suffix in keys.PACKED_SUFFIXES)
+        return packed_key(state_dict, key) is not None
     scaled = any(f"{layer}.{suffix}" in state_dict for suffix in keys.QUANT_SUFFIXES)
     return scaled and state_dict[key].dtype == torch.uint8
 
@@ -417,7 +437,7 @@ def _is_packed(key: str, state_dict: Mapping[str, Any]) -> bool:
 def check_keys(state_dict: Mapping[str, Any], expected: Mapping[str, Iterable[int]]) -> None:
     """Raise CheckpointError unless the file has exactly the tensors of `expected` (name -> shape).
 
-    Entries of quantised layers may stand beside or, packed, instead of their weight; packed weights may have any shape.
+    Entries of quantised layers may stand beside or, packed, instead of their weight. Scaled 4 bits may have any shape.
     """
     missing = [key for key in expected if key not in state_dict and not _is_packed(key, state_dict)]
     extra = [key for key in state_dict if not _belongs(key, expected)]
@@ -425,6 +445,11 @@ def check_keys(state_dict: Mapping[str, Any], expected: Mapping[str, Iterable[in
         f"{key} {list(state_dict[key].shape)} instead of {list(shape)}"
         for key, shape in expected.items()
         if key in state_dict and tuple(state_dict[key].shape) != tuple(shape) and not _is_packed(key, state_dict)
+    ]
+    shapes += [
+        f"{key} {list(packed_shape(state_dict, packed))} instead of {list(shape)}"
+        for key, shape in expected.items()
+        if (packed := packed_key(state_dict, key)) and packed_shape(state_dict, packed) != tuple(shape)
     ]
     problems = [
         f"{len(found)} {what} ({_some(found)})"

@@ -8,6 +8,10 @@ and `{m}` stand for block numbers; the first row that matches wins.
 
 from __future__ import annotations
 
+import re
+
+from .ggml import QUANTISED
+
 # Source module -> diffusers module; None drops the tensor.
 TRANSFORMER_RENAMES = (
     # ComfyUI core
@@ -115,6 +119,8 @@ TRANSFORMER_MODULES = (
 
 WRAPPERS = ("module", "model", "state_dict")  # SAT (DeepSpeed) and lightning files nest the weights under one of these
 GLOBAL_KEYS = ("scaled_fp8",)  # marks a whole file as scaled fp8
+# GGML blocks, uint8 [rows, bytes], that take the place of `weight`; the older wrapper's files name Q4_0 and Q8_0 so.
+PACKED_SUFFIXES = {f"{kind}_qweight": kind for kind in QUANTISED}
 # Entries that belong to a quantised layer beside its weight and bias.
 QUANT_SUFFIXES = (
     "weight_scale",
@@ -124,12 +130,13 @@ QUANT_SUFFIXES = (
     "comfy_quant",
     "scale_weight",
     "scale_input",
-    "Q4_0_qweight",
-    "Q8_0_qweight",
+    *PACKED_SUFFIXES,
 )
 # Of those, the ones that describe the layer as a whole, not its output rows.
 WHOLE_LAYER_SUFFIXES = ("weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant", "scale_input")
-PACKED_SUFFIXES = ("Q4_0_qweight", "Q8_0_qweight")  # take the place of `weight`
+
+# The large matrices of the blocks, which bear few bits; embeddings and norms with their linear layers do not.
+LARGE_MATRIX = re.compile(r"transformer_blocks\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))\.weight")
 
 CONTROLNET = "a ControlNet of CogVideoX"
 LORA = "a LoRA"

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..cogvideox.checkpoint import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
-from .host.files import find_pipeline, model_file, pipelines
+from .host.files import GGUF_FOLDER, find_pipeline, listed, model_file, pipelines
 from .host.loading import describe, load_clip, load_model, load_pipeline, load_vae
 from .host.precision import WEIGHT_DTYPES
 from .host.text_encoder import show_on_node
 
 CATEGORY = "CogVideoX/loaders"
-MODEL_FOLDERS = ("diffusion_models", "unet")
+MODEL_FOLDERS = ("diffusion_models", "unet", GGUF_FOLDER)
 VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
 
 WEIGHT_DTYPE_TOOLTIP = (
     "How the weights are kept in memory. auto: as in the file, or what the card computes with. fp8: the large matrices "
     "in 8 bits, scaled, some loss of detail; fast also multiplies in 8 bits on cards that can (RTX 40 and newer). "
-    "fp16 suits 2B; the 5B models are computed in bf16. "
+    "fp16 suits 2B; the 5B models are computed in bf16. GGUF stays in its blocks on auto; bf16, fp16, fp32 unpack it. "
     "A pipeline's VAE follows bf16, fp16 and fp32; its text encoder stays as in its file."
 )
 VARIANT_TOOLTIP = "For what a file cannot tell; leave on auto for every released model. " + " ".join(
     f"{name}: {note}" for name, note in VARIANT_OVERRIDE_NOTES.items()
 )
-
-
-def listed(kinds: tuple[str, ...]) -> list[str]:
-    """Return the model files of the host's folders `kinds`, each name once."""
-    return list(dict.fromkeys(name for kind in kinds for name in folder_paths.get_filename_list(kind)))
 
 
 class CogVideoXLoadPipeline(io.ComfyNode):
@@ -90,14 +84,15 @@ class CogVideoXLoadModel(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads a CogVideoX transformer from models/diffusion_models or a pipeline folder of models/CogVideo. "
-                "Recognises the variant by its content, in the layouts of diffusers, ComfyUI and the original (SAT)."
+                "Recognises the variant by its content, in the layouts of diffusers, ComfyUI and the original (SAT), "
+                "also as GGUF."
             ),
-            search_aliases=["CogVideoXModelLoader", "load cogvideox"],
+            search_aliases=["CogVideoXModelLoader", "load cogvideox", "gguf", "DownloadAndLoadCogVideoGGUFModel"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
-                    tooltip="File of models/diffusion_models or unet, or pipeline folder of CogVideo or diffusers.",
+                    tooltip="File (also .gguf) of diffusion_models or unet, or pipeline folder of CogVideo, diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP

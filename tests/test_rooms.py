@@ -18,9 +18,10 @@ HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview
 # Top-level modules a room may import besides the standard library; relative imports are judged by `_relative`.
 OUTSIDE = {
     "cogvideox": {"torch", "einops"},
-    "nodes/host": {"torch", "einops", "safetensors", "numpy", "PIL"} | HOST,
+    "nodes/host": {"torch", "einops", "safetensors", "numpy", "PIL", "gguf"} | HOST,
     "nodes": {"torch", "folder_paths", "comfy_api"},
     "demo": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "aiohttp"},
+    "tools": {"torch", "safetensors", "numpy", "gguf"},
     "dev.py": set(),
     "__init__.py": set(),
 }
@@ -30,6 +31,7 @@ INSIDE = {
     "nodes/host": {"nodes/host", "cogvideox"},
     "nodes": {"nodes", "nodes/host", "cogvideox"},
     "demo": {"demo", "cogvideox"},
+    "tools": {"tools", "cogvideox"},
     "dev.py": set(),
     "__init__.py": {"nodes"},
 }

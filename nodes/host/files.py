@@ -17,6 +17,7 @@ SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_FILES = (*SAFETENSORS, *PICKLES)
 PIPELINE_FOLDERS = ("CogVideo", "diffusers")
+GGUF_FOLDER = "cogvideox_gguf"  # the folders of diffusion_models, listed for .gguf
 
 StateDict = dict[str, torch.Tensor]
 
@@ -26,8 +27,21 @@ class ModelFileError(ValueError):
 
 
 def register_folders() -> None:
-    """Let the host know models/CogVideo, where pipelines in the diffusers layout live."""
+    """Let the host know models/CogVideo, where pipelines in the diffusers layout live, and list .gguf files.
+
+    The host lists no .gguf; a name of ours for the same folders leaves its own lists as they are.
+    """
     folder_paths.add_model_folder_path("CogVideo", str(Path(folder_paths.models_dir) / "CogVideo"))
+    shared, _ = folder_paths.folder_names_and_paths["diffusion_models"]  # the list itself: folders may still be added
+    folder_paths.folder_names_and_paths[GGUF_FOLDER] = (shared, {".gguf"})
+
+
+def check_file(path: Path) -> None:
+    """Raise unless there is a file at `path`, and something in it."""
+    if not path.is_file():
+        raise ModelFileError(f"{path.name} is not there: {path}")
+    if path.stat().st_size == 0:
+        raise ModelFileError(f"{path.name} is empty: the download did not finish. Download it again.")
 
 
 def read_state_dict(path: str | Path) -> tuple[StateDict, dict[str, str]]:
@@ -36,10 +50,7 @@ def read_state_dict(path: str | Path) -> tuple[StateDict, dict[str, str]]:
     Raises ModelFileError for a file that is missing, empty, cut short, of another kind, or a pickle that holds code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelFileError(f"{path.name} is not there: {path}")
-    if path.stat().st_size == 0:
-        raise ModelFileError(f"{path.name} is empty: the download did not finish. Download it again.")
+    check_file(path)
     if path.suffix.lower() in SAFETENSORS:
         return _read_safetensors(path)
     return _read_pickle(path), {}
@@ -184,12 +195,18 @@ def find_pipeline(name: str) -> Path:
         ) from None
 
 
+def listed(kinds: tuple[str, ...]) -> list[str]:
+    """Return the model files of the host's folders `kinds`, each name once."""
+    known = (kind for kind in kinds if kind != GGUF_FOLDER or kind in folder_paths.folder_names_and_paths)
+    return list(dict.fromkeys(name for kind in known for name in folder_paths.get_filename_list(kind)))
+
+
 def model_file(kinds: tuple[str, ...], name: str) -> Path:
     """Return the path of a listed model file of the host's folders `kinds`; names outside them are refused."""
     for kind in kinds:
-        if name in folder_paths.get_filename_list(kind):
+        if name in listed((kind,)):
             return Path(folder_paths.get_full_path_or_raise(kind, name))
+    folders = " or ".join(f"models/{kind}" for kind in kinds if kind != GGUF_FOLDER)
     raise ModelFileError(
-        f"There is no file named {name} in {' or '.join(f'models/{kind}' for kind in kinds)}. "
-        "Put it there and refresh the page, or choose another."
+        f"There is no file named {name} in {folders}. Put it there and refresh the page, or choose another."
     )

@@ -15,6 +15,7 @@ import comfy.utils
 import torch
 
 from ...cogvideox.checkpoint import (
+    CheckpointError,
     check_keys,
     detect_variant,
     normalise_transformer,
@@ -26,6 +27,17 @@ from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.vae import AutoencoderKLCogVideoX
 from ...cogvideox.variants import TransformerConfig, VAEConfig, Variant
 from .files import ModelFileError, StateDict, read_config, read_folder, read_json, read_state_dict
+from .gguf import (
+    ARCHITECTURE,
+    FORMAT,
+    GGUF,
+    attend_to_patches,
+    block_type,
+    dequantise_all,
+    keep_blocks,
+    operations,
+    read_gguf,
+)
 from .model import ModelConfig, forget_tables, sample_with_leading_latent
 from .precision import (
     FLOAT8,
@@ -57,16 +69,31 @@ def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", di
     check_quantisation(state_dict)
 
     wanted = WEIGHT_DTYPES[weight_dtype]
+    blocks = block_type(state_dict)
+    if blocks and wanted in FLOAT8:
+        raise ModelFileError(
+            f"{Path(path).name} is quantised already ({blocks}): weight_dtype {weight_dtype} would only lose detail. "
+            "Set weight_dtype to auto, or take an unquantised file of the model."
+        )
+    if blocks and wanted is not None:
+        dequantise_all(state_dict, expected, wanted)
+        blocks = None
     if wanted in FLOAT8:
         quantise(state_dict, wanted)
     if weight_dtype == FP8_FAST:
         multiply_in_eight_bits(state_dict, variant.transformer)
     model_config = ModelConfig(variant)
-    model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
+    model_config.quant_config = {FORMAT: blocks} if blocks else comfy.utils.detect_layer_quantization(state_dict, "")
     dtype = choose_dtype(model_config, state_dict, wanted)
+    if blocks:
+        compute = model_config.manual_cast_dtype or dtype
+        keep_blocks(state_dict, expected, compute)
+        model_config.custom_operations = operations(compute)
     if model_config.quant_config is None and dtype not in FLOAT8:
         cast_weights(state_dict, dtype)
     patcher = make_patcher(model_config, state_dict, disable_dynamic)
+    if blocks:
+        attend_to_patches(patcher)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype, override))
     log.info("%s", describe(patcher))
     return patcher
@@ -74,7 +101,7 @@ def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", di
 
 def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant]:
     """Return tensors in diffusers' names and the variant; config.json files beside the weights win."""
-    config, scheduler, vae, pipeline = None, {}, {}, None
+    config, scheduler, vae, pipeline, architecture = None, {}, {}, None, None
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path
         values = read_config(folder / "config.json", defaults(TransformerConfig))
@@ -83,10 +110,20 @@ def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant]:
         vae = read_config(folder.parent / "vae" / "config.json", {"scaling_factor": 1.0})
         pipeline = read_json(folder.parent / "model_index.json").get("_class_name")
         state_dict = read_folder(folder)
+    elif path.suffix.lower() == GGUF:
+        state_dict, architecture = read_gguf(path)
     else:
         state_dict, metadata = read_state_dict(path)
         mark_quantised_layers(state_dict, metadata)
-    state_dict = normalise_transformer(state_dict)
+    try:
+        state_dict = normalise_transformer(state_dict)
+    except CheckpointError as error:
+        if architecture in (None, ARCHITECTURE):
+            raise
+        raise ModelFileError(
+            f"{path.name} holds a model of the architecture {architecture}, but a CogVideoX transformer was needed. "
+            "Load it with a node made for it, or choose a CogVideoX file here."
+        ) from error
     config = config or transformer_config(state_dict)
     return state_dict, detect_variant(state_dict, config, scheduler, vae, override, pipeline)
 
@@ -118,6 +155,7 @@ def describe(patcher) -> str:
     dtype = patcher.model.get_dtype()
     name = next((name for name, value in WEIGHT_DTYPES.items() if value == dtype), str(dtype))
     quantised = " quantised" if patcher.model.model_config.quant_config else ""
+    name = (patcher.model.model_config.quant_config or {}).get(FORMAT, name)
     size = patcher.model_size()
     size = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
     return f"{patcher.model.variant.name}, {name}{quantised}, {size}"

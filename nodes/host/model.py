@@ -21,6 +21,7 @@ from ...cogvideox.latents import check_latent_size, leading_frames, pixel_frames
 from ...cogvideox.schedule import sigmas
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.variants import LATENT_CHANNELS, OFS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TEXT_TOKENS, Variant
+from .gguf import name_blocks
 from .preview import PREVIEW_BIAS, PREVIEW_FACTORS, FrameCycle
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         return CogVideoX(self, device=device)
 
     def process_unet_state_dict_for_saving(self, state_dict):
-        return state_dict  # diffusers' key names, as they were read
+        return name_blocks(state_dict)  # diffusers' key names, as they were read
 
 
 class CogVideoX(comfy.model_base.BaseModel):

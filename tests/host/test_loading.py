@@ -544,7 +544,7 @@ def test_every_form_of_scaled_weights_loads_and_runs(tmp_path):
     assert all(torch.equal(result, first) for result in results.values())
 
 
-@pytest.mark.parametrize("suffix", ["weight_scale", "Q8_0_qweight"])
+@pytest.mark.parametrize("suffix", ["weight_scale", "scale_weight"])
 def test_scales_nobody_explains_are_refused(suffix, tmp_path):
     """The host would use the scaled numbers as weights, and paint noise."""
     state_dict, layers = scaled(weights("1.5"), suffix)

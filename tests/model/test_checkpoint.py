@@ -360,19 +360,47 @@ def test_scales_of_a_fused_layer_follow_its_rows():
         assert normalised[f"{layer}.comfy_quant"] is note
 
 
-def test_packed_weights_do_not_hide_the_shape_of_the_model():
-    weights = tiny()
-    packed = {}
+def packed(weights):
+    """Write every matrix in the blocks of a type of 4 bits, patch and text projections among them."""
+    out = {}
     for key, value in weights.items():
-        if "transformer_blocks" in key and key.endswith("weight") and value.ndim == 2:
-            packed[key.removesuffix("weight") + "Q4_0_qweight"] = torch.zeros(
-                value.numel() // 32 * 18, dtype=torch.uint8
-            )
+        if key.endswith("weight") and value.ndim == 2:
+            rows, numbers = value.shape
+            blocks = torch.arange(rows, dtype=torch.uint8)[:, None].repeat(1, numbers // 32 * 18)
+            out[key.removesuffix("weight") + "Q4_0_qweight"] = blocks
         else:
-            packed[key] = value
-    normalised = normalise_transformer(packed)
+            out[key] = value
+    return out
+
+
+PACKED = {"1.0": dict(), "1.5": dict(patch_t=2, channels=8)}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_weights_do_not_hide_the_shape_of_the_model(kind):
+    weights = tiny(width=64, text=96, time=32, **PACKED[kind])
+    normalised = normalise_transformer(packed(weights))
     assert transformer_config(normalised) == transformer_config(weights)
     check_keys(normalised, shapes(weights))
+
+
+def test_blocks_of_a_fused_layer_follow_its_rows():
+    layers = {f"transformer_blocks.0.attn1.to_{name}.Q4_0_qweight": name for name in "qkv"}
+    state_dict = packed(tiny(width=64, text=96, time=32))
+    rows = [state_dict.pop(key) + 64 * index for index, key in enumerate(layers)]
+    state_dict["transformer_blocks.0.attn1.to_qkv.Q4_0_qweight"] = torch.cat(rows)
+    normalised = normalise_transformer(state_dict)
+    assert all(torch.equal(normalised[key], part) for key, part in zip(layers, rows, strict=True))
+
+
+@pytest.mark.parametrize("columns", [17, 18])
+def test_blocks_that_do_not_make_the_weight_are_refused(columns):
+    weights = tiny(width=64, text=96, time=32)
+    state_dict = packed(weights)
+    state_dict["transformer_blocks.1.ff.net.2.Q4_0_qweight"] = torch.zeros(64, columns, dtype=torch.uint8)
+    message = "damaged in transformer_blocks.1.ff.net.2" if columns == 17 else "weight \\[64, 32\\] instead of"
+    with pytest.raises(CheckpointError, match=message):
+        check_keys(state_dict, shapes(weights))
 
 
 # --- variants -------------------------------------------------------------------------------------------------------
