@@ -433,7 +433,7 @@ def _is_packed(key: str, state_dict: Mapping[str, Any]) -> bool:
     if key not in state_dict:
         return any(f"{layer}.{suffix}" in state_dict for suffix in keys.PACKED_SUFFIXES)
     scaled = any(f"{layer}.{suffix}" in state_dict for suffix in keys.QUANT_SUFFIXES)
-    return scaled and state_dict[key].dtype == torch.uint8
+    return scaled and state_dict[key].dtype in (torch.uint8, torch.int8)
 
 
 def check_keys(state_dict: Mapping[str, Any], expected: Mapping[str, Iterable[int]]) -> None:
