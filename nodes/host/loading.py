@@ -127,10 +127,12 @@ def describe(patcher) -> str:
     """Say what was recognised, how it is stored and its size: "CogVideoX-5B-I2V, bf16, 11.2 GB"."""
     dtype = patcher.model.get_dtype()
     name = next((name for name, value in WEIGHT_DTYPES.items() if value == dtype), str(dtype))
-    quantised = " quantised" if patcher.model.model_config.quant_config else ""
+    formats = {getattr(module, "quant_format", None) for module in patcher.model.diffusion_model.modules()} - {None}
+    if formats:
+        name = ", ".join(sorted(formats)).replace("float8", "fp8") + " quantised"
     size = patcher.model_size()
     size = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-    text = f"{patcher.model.variant.name}, {name}{quantised}, {size}"
+    text = f"{patcher.model.variant.name}, {name}, {size}"
     if add_on := patcher.model.model_config.add_on:
         text += f"\nThis is the base of {add_on} alone: the layers that {add_on} adds to it are left out."
     return text

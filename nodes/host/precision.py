@@ -128,7 +128,8 @@ def choose_dtype(config: ModelConfig, state_dict: StateDict, wanted: torch.dtype
         dtype = comfy.model_management.unet_dtype(
             model_params=parameters, supported_dtypes=supported, weight_dtype=in_file
         )
-        if in_file is not None and in_file.itemsize < dtype.itemsize:
+        # The bytes of a quantised file are no type that the rest of it could have.
+        if in_file is not None and in_file.is_floating_point and in_file.itemsize < dtype.itemsize:
             dtype = in_file
     if config.quant_config is not None:
         compute = comfy.model_management.unet_manual_cast(None, device, supported)

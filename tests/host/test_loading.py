@@ -25,6 +25,7 @@ from pack.demo import tiny_pipeline
 from pack.nodes.host import loading, precision
 from pack.nodes.host.conditioning import empty_latent, image_to_video
 from pack.nodes.host.files import ModelFileError
+from pack.nodes.host.model import ModelConfig
 from pack.tests.model.test_checkpoint import prefixed, to_core, to_sat
 from safetensors.torch import load_file, save_file
 
@@ -584,7 +585,7 @@ def in_host_format(state_dict, name: str):
 def test_every_format_of_the_host_loads_runs_and_is_saved(name, tmp_path):
     narrow = in_host_format(weights("1.5"), name)
     patcher = loading.load_model(saved(tmp_path / "a.safetensors", narrow))
-    assert " quantised, " in loading.describe(patcher)
+    assert f", {name} quantised, " in loading.describe(patcher)
     assert_close(patcher, HOST_FORMATS[name])
     assert torch.isfinite(video(patcher, "1.5")).all()
     path = save_with_stock_node(patcher, name)
@@ -595,6 +596,15 @@ def test_every_format_of_the_host_loads_runs_and_is_saved(name, tmp_path):
         assert torch.equal(kept[f"{layer}.weight"].view(torch.uint8), narrow[f"{layer}.weight"].view(torch.uint8))
     again = loading.load_model(str(path))
     assert relative_error(velocity(again), velocity(patcher)) <= ROUNDING
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_the_bytes_of_a_quantised_file_are_not_the_type_of_the_model(dtype):
+    """At released sizes they are nearly all there is."""
+    config = ModelConfig(COGVIDEOX_15_5B)
+    config.quant_config = {"mixed_ops": True}
+    state_dict = {"a.weight": torch.zeros(64, 64, dtype=dtype), "a.bias": torch.zeros(64, dtype=torch.bfloat16)}
+    assert precision.choose_dtype(config, state_dict, None).is_floating_point
 
 
 def test_a_format_the_host_does_not_know_is_refused(tmp_path):
