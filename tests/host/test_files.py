@@ -1,4 +1,4 @@
-"""Every kind of file an artist may have: put where the README says, it is listed by the loader named there and loads."""
+"""Every kind of file an artist may have: put where the README says, the loader named there lists and loads it."""
 
 import json
 import re
