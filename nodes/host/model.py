@@ -138,20 +138,21 @@ class CogVideoX(comfy.model_base.BaseModel):
         network.tables(network.token_grid(x.shape[2:]), c_crossattn.shape[1], x.device, dtype, rope_options)
         out = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         if not torch.isfinite(out).all():
-            raise ValueError(self.why_invalid(x))
+            raise ValueError(
+                f"{self.variant.name} computed invalid numbers (NaN), which would be a black video. {self.why_invalid(x)}"
+            )
         return out
 
     def why_invalid(self, x: torch.Tensor) -> str:
-        """Say why the model computed NaN from the latents `x`, which would decode to a black video."""
-        what = f"{self.variant.name} computed invalid numbers (NaN), which would be a black video. "
+        """Say why the model computed NaN from the latents `x`, and what mends it."""
         if not torch.isfinite(x).all():
-            return what + "They came from the sampler, which went astray: choose another, or lower cfg."
+            return "They came from the sampler, which went astray: choose another, or lower cfg."
         for key, tensor in self.diffusion_model.state_dict().items():
             if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-                return what + f"Its weights hold some ({key}): the file is damaged, or a LoRA on it is. Load others."
+                return f"Its weights hold some ({key}): the file is damaged, or a LoRA on it is. Load others."
         if self.get_dtype_inference() == torch.float16 and self.variant.transformer.use_rotary_positional_embeddings:
-            return what + "The 5B models overflow in fp16: set weight_dtype to bf16 and start ComfyUI without fp16."
-        return what + "Leave out LoRAs, other attention kernels and fp8_e4m3fn_fast one by one to find what causes it."
+            return "The 5B models overflow in fp16: set weight_dtype to bf16 and start ComfyUI without fp16."
+        return "Leave out LoRAs, other attention kernels and fp8_e4m3fn_fast one by one to find what causes it."
 
     def check_text(self, context: torch.Tensor | None) -> None:
         """Raise unless there are text embeddings [B, L, width], numbers all, as wide as this model reads them."""

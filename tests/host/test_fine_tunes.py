@@ -41,7 +41,8 @@ from .pipelines import FRAMES, HEIGHT, WIDTH, relative_error
 SEED, STEPS, CFG = 5, 10, 6.0
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOLERANCE = 1e-3  # of a run: the host starts at a finite noise level
-ONE_PASS = 2e-6  # of one pass, twice to five times what these weights give
+TEN_STEPS = 3e-5  # of our own ddim
+ONE_PASS = 1.5e-6  # of one pass, three to eight times what these weights give
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -139,7 +140,7 @@ def test_fun_inpainting_computes_as_the_transformer_of_diffusers(base, with_vide
     if not with_video:
         extra, conds = torch.zeros_like(extra), {}
     actual = our_pass(patcher, base, conds, x, 499)
-    assert relative_error(actual, their_pass(base, 33, torch.cat((x, extra), dim=1), 499)) <= 20 * ONE_PASS
+    assert relative_error(actual, their_pass(base, 33, torch.cat((x, extra), dim=1), 499)) <= ONE_PASS
 
 
 @pytest.mark.parametrize("base", ["2b", "5b"])
@@ -323,7 +324,7 @@ def test_void_runs_behind_the_stock_void_nodes():
         for sampler in (VOIDSampler.execute().result[0], CogVideoXSamplerSelect.execute("ddim").result[0])
     ]
     assert torch.equal(*results)  # the stock sampler is written for the space of ComfyUI's own class
-    assert relative_error(results[0], expected) <= 1e-5
+    assert relative_error(results[0], expected) <= TEN_STEPS
 
 
 def test_void_takes_the_stock_warped_noise():
@@ -331,14 +332,14 @@ def test_void_takes_the_stock_warped_noise():
     warped = {"samples": noise(1, 16, 4, 8, 12, seed=8)}
     source = VOIDWarpedNoiseSource.execute(warped).result[0]
     actual = void_run(VOIDSampler.execute().result[0], source)
-    assert relative_error(actual, void_reference(warped["samples"])) <= 1e-5
+    assert relative_error(actual, void_reference(warped["samples"])) <= TEN_STEPS
 
 
 def test_void_with_stacked_masks_takes_its_20_channels():
     x, stacked = noise(1, 16, 4, 8, 12, seed=1), noise(1, 20, 4, 8, 12, seed=2)
     actual = our_pass(ours("1.5", 36), "1.5", dict(concat_latent_image=stacked), x, 499)
     expected = their_pass("1.5", 36, torch.cat((x, stacked * 0.7), dim=1), 499)
-    assert relative_error(actual, expected) <= 20 * ONE_PASS
+    assert relative_error(actual, expected) <= ONE_PASS
 
 
 # --- one-step restoration -------------------------------------------------------------------------------------------
