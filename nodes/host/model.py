@@ -139,7 +139,8 @@ class CogVideoX(comfy.model_base.BaseModel):
         out = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         if not torch.isfinite(out).all():
             raise ValueError(
-                f"{self.variant.name} computed invalid numbers (NaN), which would be a black video. {self.why_invalid(x)}"
+                f"{self.variant.name} computed invalid numbers (NaN), which would be a black video. "
+                f"{self.why_invalid(x)}"
             )
         return out
 
