@@ -308,15 +308,15 @@ FAMILIES = {(1920, 30, None): "2B", (3072, 42, None): "5B", (3072, 42, 2): "1.5 
 NAMES = {
     ("2B", 16, ""): "CogVideoX-2B",
     ("2B", 32, ""): "CogVideoX-2B image-to-video (NimVideo) or CogVideoX-Fun 2B Control/Pose",
-    ("2B", 33, ""): "CogVideoX-Fun 2B InP",
+    ("2B", 33, ""): "CogVideoX-Fun 2B InP (V1.0, V1.1)",
     ("5B", 16, ""): "CogVideoX-5B",
     ("5B", 32, "learned"): "CogVideoX-5B-I2V",
     ("5B", 32, ""): "CogVideoX-Fun 5B Control/Pose",
-    ("5B", 33, ""): "CogVideoX-Fun 5B InP",
+    ("5B", 33, ""): "CogVideoX-Fun 5B InP (V1.0, V1.1)",
     ("1.5 5B", 16, ""): "CogVideoX1.5-5B",
     ("1.5 5B", 32, "ofs"): "CogVideoX1.5-5B-I2V",
     ("1.5 5B", 32, ""): "CogVideoX1.5-5B Control",
-    ("1.5 5B", 33, ""): "CogVideoX-Fun 1.5 5B InP",
+    ("1.5 5B", 33, ""): "CogVideoX-Fun V1.5 InP",
     ("1.5 5B", 36, ""): "VOID (stacked masks)",
     ("1.5 5B", 48, ""): "VOID",
 }
@@ -347,6 +347,14 @@ _OVERRIDES: dict[str, tuple[str, dict[str, Any]]] = {
         "Image latents divided by the latent scale, as diffusers runs CogVideoX1.5-5B-I2V; for LoRAs trained with it.",
         dict(image_latent_scale="diffusers"),
     ),
+    "image_repeated": (
+        "The start image in every frame, as 2B image-to-video (NimVideo) was trained (its default).",
+        dict(image_repeated=True),
+    ),
+    "sparkvsr": (
+        "SparkVSR, which restores video: keyframes scaled like the video, held in its extra latent; or no keyframes.",
+        dict(image_latent_scale="latents", image_held=True, image_optional=True),
+    ),
 }
 VARIANT_OVERRIDES = tuple(_OVERRIDES)
 VARIANT_OVERRIDE_NOTES = {name: note for name, (note, _) in _OVERRIDES.items()}
@@ -365,7 +373,7 @@ def _overridden(variant: Variant, override: str) -> Variant:
     if override not in _OVERRIDES:
         raise CheckpointError(f"There is no variant {override!r}; choose one of {', '.join(VARIANT_OVERRIDES)}.")
     values = dict(_OVERRIDES[override][1])
-    if "image_latent_scale" in values and variant.image_channels == 0:
+    if any(name.startswith("image_") for name in values) and variant.image_channels == 0:
         raise CheckpointError(
             f"Variant {override!r} is for models that take an image, and {variant.name} takes none. "
             f"Set variant to {AUTO}."
@@ -411,8 +419,22 @@ def detect_variant(
         snr_shift_scale=(scheduler or {}).get("snr_shift_scale", guess["snr_shift_scale"]),
         image_latent_scale="unscaled" if config.patch_size_t and config.ofs_embed_dim else "latents",
         image_optional=image_optional,
+        # Of 2B's two kinds with 16 image channels only NimVideo's makes video from a start image; the other, Fun
+        # Control, gets every frame. NimVideo encodes a still video of the image, which is its latent in every frame.
+        image_repeated=not config.use_rotary_positional_embeddings and image_channels == LATENT_CHANNELS,
     )
     return _overridden(variant, override or AUTO)
+
+
+# --- add-ons -------------------------------------------------------------------------------------------------------
+
+
+def split_add_on(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return the base transformer of a normalised research model, and what its further layers belong to ("": none)."""
+    lines = "\n".join(state_dict)
+    found = [(pattern, what) for pattern, what in keys.ADD_ONS if re.search(rf"(?m:{pattern})", lines)]
+    base = {key: value for key, value in state_dict.items() if not any(re.search(p, key) for p, _ in found)}
+    return base, found[0][1] if found else ""
 
 
 # --- completeness --------------------------------------------------------------------------------------------------
@@ -431,7 +453,7 @@ def _is_packed(key: str, state_dict: Mapping[str, Any]) -> bool:
     if key not in state_dict:
         return packed_key(state_dict, key) is not None
     scaled = any(f"{layer}.{suffix}" in state_dict for suffix in keys.QUANT_SUFFIXES)
-    return scaled and state_dict[key].dtype == torch.uint8
+    return scaled and state_dict[key].dtype in (torch.uint8, torch.int8)
 
 
 def check_keys(state_dict: Mapping[str, Any], expected: Mapping[str, Iterable[int]]) -> None:
@@ -459,6 +481,6 @@ def check_keys(state_dict: Mapping[str, Any], expected: Mapping[str, Iterable[in
     if not problems:
         return
     lines = "\n".join(extra)
-    add_on = next((what for pattern, what in keys.ADD_ONS if re.search(rf"(?m:{pattern})", lines)), None)
-    hint = f"They belong to {add_on}, which this node does not load." if add_on else "Is the file complete?"
+    training = re.search(rf"(?m:{keys.IN_TRAINING})", lines)
+    hint = "They belong to a LoRA in training, which this node does not load." if training else "Is the file complete?"
     raise CheckpointError(f"The tensors do not fit the model they look like: {'; '.join(problems)}. {hint}")

@@ -194,11 +194,12 @@ OTHER_FILES = (
     (r"^(.+\.)?(transformer_blocks|single_transformer_blocks|blocks)\.0\.", "another diffusion model", OTHER_MODEL),
 )
 
-# Extra parts that research models add to the transformer, by the start of a left-over key.
+# Layers that research models add to a transformer, which runs without them: how their keys begin, whose they are. The
+# order counts: ConsisID has a part that TrajectoryCrafter lacks.
 ADD_ONS = (
     (r"^(local_facial_extractor|local_face)", "ConsisID"),
-    (r"^(perceiver_cross_attention|ref_patch_embed)", "ConsisID or TrajectoryCrafter"),
+    (r"^(perceiver_cross_attention|ref_patch_embed)", "TrajectoryCrafter"),
     (r"^(fuser|traj_extractor|fuser_list)\b", "Tora"),
     (r"^(transformer_blocks_copy|combine_linears|initial_combine_linear)", "Diffusion as Shader"),
-    (r"\.(lora_(A|B)|matrix_[AB])\b|\.original\.", "a LoRA in training"),
 )
+IN_TRAINING = r"\.(lora_(A|B)|matrix_[AB])\b|\.original\."  # keys of a LoRA that was not saved apart

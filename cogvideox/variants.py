@@ -119,7 +119,8 @@ class Variant:
     "latents" multiplies with `latent_scale` as for the noisy latents (1.0 image-to-video, Fun), "unscaled" leaves them
     raw (the original training code of CogVideoX1.5-5B-I2V), "diffusers" divides by `latent_scale` (diffusers'
     `invert_scale_latents`). `image_optional` says that the model makes video from text alone as well, its image
-    channels zero.
+    channels zero. `image_repeated` says that a start image stands in every latent frame and not in the first alone,
+    `image_held` that the extra leading latent of 1.5 has a copy of the first image latent, which else moves there.
     """
 
     name: str
@@ -128,6 +129,8 @@ class Variant:
     snr_shift_scale: float = SNR_SHIFT_5B
     image_latent_scale: str = "latents"
     image_optional: bool = False
+    image_repeated: bool = False
+    image_held: bool = False
 
     @property
     def image_channels(self) -> int:

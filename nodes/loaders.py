@@ -11,7 +11,10 @@ from .host.precision import WEIGHT_DTYPES
 from .host.text_encoder import show_on_node
 
 CATEGORY = "CogVideoX/loaders"
-MODEL_FOLDERS = ("diffusion_models", "unet", GGUF_FOLDER)
+# Checkpoints hold several parts; each loader takes its own.
+MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints", GGUF_FOLDER)
+VAE_FOLDERS = ("vae", "checkpoints")
+TEXT_ENCODER_FOLDERS = ("text_encoders", "checkpoints")
 VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
 
 WEIGHT_DTYPE_TOOLTIP = (
@@ -92,7 +95,7 @@ class CogVideoXLoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
-                    tooltip="File (also .gguf) of diffusion_models or unet, or pipeline folder of CogVideo, diffusers.",
+                    tooltip="File (also .gguf) of diffusion_models, unet, checkpoints, or folder of CogVideo, diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP
@@ -129,8 +132,8 @@ class CogVideoXLoadVAE(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=listed(("vae",)) + list(pipelines()),
-                    tooltip="File in models/vae, or pipeline folder in models/CogVideo or diffusers.",
+                    options=listed(VAE_FOLDERS) + list(pipelines()),
+                    tooltip="File of vae or checkpoints, or pipeline folder of CogVideo or diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -146,7 +149,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name, weight_dtype="auto") -> io.NodeOutput:
-        path = pipelines().get(vae_name) or model_file(("vae",), vae_name)
+        path = pipelines().get(vae_name) or model_file(VAE_FOLDERS, vae_name)
         return io.NodeOutput(load_vae(str(path), weight_dtype))
 
 
@@ -167,8 +170,8 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=listed(("text_encoders",)) + list(pipelines()),
-                    tooltip="File in models/text_encoders, or pipeline folder in models/CogVideo or diffusers.",
+                    options=listed(TEXT_ENCODER_FOLDERS) + list(pipelines()),
+                    tooltip="File of text_encoders or checkpoints, or pipeline folder of CogVideo or diffusers.",
                 )
             ],
             outputs=[io.Clip.Output(tooltip="The text encoder, for CogVideoX Text Encode.")],
@@ -176,7 +179,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder_name) -> io.NodeOutput:
-        path = pipelines().get(text_encoder_name) or model_file(("text_encoders",), text_encoder_name)
+        path = pipelines().get(text_encoder_name) or model_file(TEXT_ENCODER_FOLDERS, text_encoder_name)
         return io.NodeOutput(load_clip(str(path)))
 
 

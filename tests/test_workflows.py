@@ -16,6 +16,7 @@ EXPECTED = {
     "i2v",
     "first_last_frame",
     "v2v",
+    "restore_dove",
     "t2v_15",
     "i2v_15",
     "t2v_advanced",
@@ -27,9 +28,11 @@ EXPECTED = {
 OURS = {id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'node_id="(\w+)"', path.read_text("utf-8"))}
 # Stock nodes that every supported ComfyUI has; the server test runs them.
 STOCK = {
+    "BasicGuider",
     "CFGGuider",
     "CLIPLoader",
     "CreateVideo",
+    "DisableNoise",
     "EmptyImage",
     "FrameInterpolate",
     "FrameInterpolationModelLoader",
@@ -171,7 +174,7 @@ def test_missing_models_can_be_offered(graph):
             folder = node["widgets_values"][0]
             if (ROOT / "demo" / folder).is_dir():
                 continue  # comes with the pack
-            assert f"[{folder}](https://huggingface.co/" in note["widgets_values"][0]
+            assert re.search(rf"\[{folder}\]\(https://(huggingface\.co|github\.com)/", note["widgets_values"][0])
 
 
 @each_graph

@@ -12,12 +12,14 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_sampling
 import comfy.patcher_extension
+import comfy.samplers
 import comfy.supported_models_base
 import comfy.utils
 import torch
 from comfy.cli_args import args
 
 from ...cogvideox.latents import check_latent_size, leading_frames, pixel_frames, repeat_first_frame
+from ...cogvideox.samplers import sample_cogvideox_ddim
 from ...cogvideox.schedule import sigmas
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.variants import LATENT_CHANNELS, OFS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TEXT_TOKENS, Variant
@@ -90,8 +92,9 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     unet_extra_config: dict[str, Any] = {}
 
-    def __init__(self, variant: Variant):
+    def __init__(self, variant: Variant, add_on: str = ""):
         self.variant = variant
+        self.add_on = add_on  # whose layers the file held beside this model
         self.latent_format = lambda: CogVideoXLatentFormat(variant.latent_scale)
         super().__init__({"config": variant.transformer})
         config = variant.transformer
@@ -134,7 +137,24 @@ class CogVideoX(comfy.model_base.BaseModel):
         network, rope_options = self.diffusion_model, transformer_options.get("rope_options")
         dtype = self.get_dtype_inference()
         network.tables(network.token_grid(x.shape[2:]), c_crossattn.shape[1], x.device, dtype, rope_options)
-        return super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        out = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        if not torch.isfinite(out).all():
+            raise ValueError(
+                f"{self.variant.name} computed invalid numbers (NaN), which would be a black video. "
+                f"{self.why_invalid(x)}"
+            )
+        return out
+
+    def why_invalid(self, x: torch.Tensor) -> str:
+        """Say why the model computed NaN from the latents `x`, and what mends it."""
+        if not torch.isfinite(x).all():
+            return "They came from the sampler, which went astray: choose another, or lower cfg."
+        for key, tensor in self.diffusion_model.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                return f"Its weights hold some ({key}): the file is damaged, or a LoRA on it is. Load others."
+        if self.get_dtype_inference() == torch.float16 and self.variant.transformer.use_rotary_positional_embeddings:
+            return "The 5B models overflow in fp16: set weight_dtype to bf16 and start ComfyUI without fp16."
+        return "Leave out LoRAs, other attention kernels and fp8_e4m3fn_fast one by one to find what causes it."
 
     def check_text(self, context: torch.Tensor | None) -> None:
         """Raise unless there are text embeddings [B, L, width], numbers all, as wide as this model reads them."""
@@ -179,6 +199,8 @@ class CogVideoX(comfy.model_base.BaseModel):
                 "Put CogVideoX Image to Video between the prompts and the sampler, or load a text-to-video model."
             )
         image, mask = self.align(image, mask, noise)
+        if self.variant.image_repeated and mask is not None:
+            image = repeat_image(image, mask)
         parts = [self.scale_image(image)]
         if channels == LATENT_CHANNELS + 1:
             known = torch.zeros_like(image[:, :1]) if mask is None else 1 - mask.to(image)
@@ -215,6 +237,8 @@ class CogVideoX(comfy.model_base.BaseModel):
                 f"The image conditioning is {size_text(image)} and the video {size_text(noise)}. "
                 "Connect the LATENT of the same CogVideoX conditioning node to the sampler."
             )
+        if self.variant.image_held:
+            return repeat_first_frame(image, leading), None if mask is None else repeat_first_frame(mask, leading)
         return pad_image(image, mask, leading)
 
 
@@ -243,6 +267,13 @@ def pad_image(image: torch.Tensor, mask: torch.Tensor | None, leading: int):
     return image, mask
 
 
+def repeat_image(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Put the first known frame of image latents [B, C, T, H, W] wherever `mask` [B, 1, T, H, W] is 1, unknown."""
+    unknown = mask.to(image)
+    known = [frame for frame in range(mask.shape[2]) if not unknown[:, :, frame].any()]
+    return torch.where(unknown == 1, image[:, :, known[0], None], image) if known else image
+
+
 def sample_with_leading_latent(
     executor,
     noise,
@@ -259,6 +290,9 @@ def sample_with_leading_latent(
 
     An OUTER_SAMPLE wrapper of the host, so every sampler, guider and preview sees only the video that was asked for.
     """
+    if type(sampler).__name__ == "VOID_DDIM":
+        # The stock VOIDSampler writes DDIM out for the space of ComfyUI's own CogVideoX; this is DDIM in ours.
+        sampler = comfy.samplers.KSAMPLER(sample_cogvideox_ddim)
     model = executor.class_obj.model_patcher.model
     check_latent_size(noise, model.variant.transformer.patch_size)
     if not torch.isfinite(latent_image).all():

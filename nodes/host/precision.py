@@ -12,6 +12,7 @@ import re
 import comfy.model_management
 import comfy.utils
 import torch
+from comfy.quant_ops import QUANT_ALGOS
 
 from ...cogvideox.keys import KNOWN_PREFIXES, LARGE_MATRIX, PACKED_SUFFIXES, QUANT_SUFFIXES
 from ...cogvideox.variants import TransformerConfig
@@ -55,10 +56,17 @@ def mark_quantised_layers(state_dict: StateDict, metadata: dict[str, str]) -> No
 
 def check_quantisation(state_dict: StateDict) -> None:
     """Raise where a layer is quantised and the host is not told how: it would use the scaled numbers as they are."""
-    for key in state_dict:
+    for key, tensor in state_dict.items():
         layer, _, suffix = key.rpartition(".")
         if suffix in PACKED_SUFFIXES:
             continue
+        if suffix == "comfy_quant":
+            number_format = json.loads(bytes(tensor.tolist())).get("format")
+            if number_format not in QUANT_ALGOS:
+                raise ModelFileError(
+                    f"The file is quantised to {number_format} ({layer}), which this ComfyUI does not know. "
+                    f"Update ComfyUI, or use a file in one of: {', '.join(QUANT_ALGOS)}."
+                )
         if suffix in QUANT_SUFFIXES and f"{layer}.comfy_quant" not in state_dict:
             raise ModelFileError(
                 f"The file is quantised in a way that ComfyUI does not read ({key}). "
@@ -124,7 +132,8 @@ def choose_dtype(config: ModelConfig, state_dict: StateDict, wanted: torch.dtype
         dtype = comfy.model_management.unet_dtype(
             model_params=parameters, supported_dtypes=supported, weight_dtype=in_file
         )
-        if in_file is not None and in_file.itemsize < dtype.itemsize:
+        # The bytes of a quantised file are no type that the rest of it could have.
+        if in_file is not None and in_file.is_floating_point and in_file.itemsize < dtype.itemsize:
             dtype = in_file
     if config.quant_config is not None:
         compute = comfy.model_management.unet_manual_cast(None, device, supported)

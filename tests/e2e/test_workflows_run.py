@@ -12,7 +12,13 @@ WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 3
 SMALL = {"width": WIDTH, "height": HEIGHT, "length": LENGTH, "steps": STEPS}
 SAMPLERS = ("KSampler", "CogVideoXSampler", "SamplerCustomAdvanced")
 DECODERS = ("VAEDecode", "CogVideoXVAEDecode")
-FPS = {"t2v_15": 16, "i2v_15": 16, "t2v_upscale_interpolate": 16, "v2v": 10}  # others: 8; v2v: the source's
+FPS = {
+    "t2v_15": 16,
+    "i2v_15": 16,
+    "t2v_upscale_interpolate": 16,
+    "v2v": 10,
+    "restore_dove": 10,
+}  # others: 8; 10 is the source's
 
 
 def with_tiny_text_encoder(prompt: Prompt) -> Prompt:
@@ -30,7 +36,8 @@ def test_workflow_makes_its_video(server: Server, name: str):
     assert run.end == "execution_success", run.message
 
     sampling = run.progress(*SAMPLERS)
-    assert sampling == sorted(sampling) and len(set(sampling)) == len(sampling) > 1
+    assert sampling == sorted(sampling) and len(set(sampling)) == len(sampling)
+    assert len(sampling) > 1 or name == "restore_dove"  # one step
     assert sampling[-1] == (STEPS, STEPS)
     decoding = run.progress(*DECODERS)
     assert decoding == sorted(decoding) and decoding[-1] == (LENGTH, LENGTH)
