@@ -159,7 +159,7 @@ def painter():
 def test_the_mini_learns_from_clips(painter):
     """A few steps on clips of a colour it has never seen; `dev.py bench train_lora` goes on until it paints it."""
     clips = clips_in_new_colour(painter, 4)
-    few = Settings(steps=12, accumulation=4)
+    few = Settings(steps=12, accumulation=4, rate=2e-3, rank=4)
     _, unmoved = train(painter.model, clips, replace(few, rate=1e-12))  # the same clips, noise and timesteps
     lora, losses = train(painter.model, clips, few)
     assert losses[:4] == pytest.approx(unmoved[:4], rel=1e-4)
