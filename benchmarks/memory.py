@@ -136,6 +136,13 @@ def count_training(variant: Variant, size: tuple[int, int, int], depth: int) -> 
     return {"card": peak - gradients, "lora": 4 * gradients}  # float32: itself, its gradient and two of AdamW
 
 
+def trained_variants(quick: bool) -> list[Variant]:
+    """Return the text-to-video models; those from images differ by a wider patch embedding alone."""
+    if quick:
+        return [replace(RELEASED[-1], transformer=replace(RELEASED[-1].transformer, num_layers=1))]
+    return [variant for variant in RELEASED if not variant.image_channels]
+
+
 def measure_training(variant: Variant, size: tuple[int, int, int]) -> dict[str, Any]:
     """Count one model with and without gradient checkpointing and show it."""
     print(f"\n{variant.name}, training at {size}")
@@ -182,12 +189,9 @@ def main() -> None:
     comfy.ldm.modules.attention.optimized_attention = host_stand_in
     torch.nn.functional.scaled_dot_product_attention = stand_in
     results = common.load("memory")
-    if TRAINING in args.only:
-        trained = {v.name: (v, SIZES["1.5" if "1.5" in v.name else "1.0"]) for v in RELEASED}
-        if args.quick:
-            small = replace(RELEASED[-1].transformer, num_layers=1)
-            trained = {"quick": (replace(RELEASED[-1], transformer=small), (4, 8, 8))}
-        results[TRAINING] = {name: measure_training(*given) for name, given in trained.items()}
+    for variant in trained_variants(args.quick) if TRAINING in args.only else ():
+        size = (4, 8, 8) if args.quick else SIZES["1.5" if "1.5" in variant.name else "1.0"]
+        results[TRAINING] = results.get(TRAINING, {}) | {variant.name: measure_training(variant, size)}
         if not args.quick:
             common.save("memory", results)
     for part, (names, work) in cases(args.quick).items():
