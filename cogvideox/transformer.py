@@ -275,8 +275,9 @@ class CogVideoXTransformer3DModel(nn.Module):
 
         def run(x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
             for index, block in list(enumerate(self.transformer_blocks))[start:stop]:
-                options.update(block_index=index, block_type="double", total_blocks=len(self.transformer_blocks))
-                x = self.run_block(index, block, x, emb, length, rope, options)
+                place = dict(block_index=index, block_type="double", total_blocks=len(self.transformer_blocks))
+                # A dict of its own: under gradient checkpointing the block runs again after the others.
+                x = self.run_block(index, block, x, emb, length, rope, {**options, **place})
             return x
 
         override = options.get("blocks_override")

@@ -14,7 +14,6 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.samplers
 import comfy.supported_models_base
-import comfy.utils
 import torch
 from comfy.cli_args import args
 
@@ -181,7 +180,11 @@ class CogVideoX(comfy.model_base.BaseModel):
             )
 
     def concat_cond(self, **kwargs):
-        """Return what is concatenated behind the noisy latents: [B, image channels, T, H, W], or None."""
+        """Return what is concatenated behind the noisy latents: [B or 1, image channels, T, H, W], or None.
+
+        The host repeats one for a batch. Made here for all clips, one would be held N times for each of the N clips
+        that Train LoRA brings.
+        """
         image, mask, noise = kwargs.get("concat_latent_image"), kwargs.get("concat_mask"), kwargs["noise"]
         channels = self.variant.image_channels
         if channels == 0:
@@ -192,7 +195,7 @@ class CogVideoX(comfy.model_base.BaseModel):
                 )
             return None
         if image is None and self.variant.image_optional:
-            return torch.zeros_like(noise[:, :1]).expand(-1, channels, -1, -1, -1).to(kwargs["device"])
+            return torch.zeros_like(noise[:1, :1]).expand(-1, channels, -1, -1, -1).to(kwargs["device"])
         if image is None:
             raise ValueError(
                 f"{self.variant.name} makes video from an image and this conditioning holds none. "
@@ -211,7 +214,7 @@ class CogVideoX(comfy.model_base.BaseModel):
                 f"{self.variant.name} takes {channels} conditioning channels and got {concat.shape[1]}. "
                 "Use the CogVideoX conditioning node made for this model."
             )
-        return comfy.utils.repeat_to_batch_size(concat, noise.shape[0]).to(kwargs["device"])
+        return concat.to(kwargs["device"])
 
     def scale_image(self, latents: torch.Tensor) -> torch.Tensor:
         """Scale raw VAE latents of conditioning images as the variant was trained to see them."""

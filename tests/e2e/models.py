@@ -13,7 +13,13 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 tiny_i2v = tiny_pipeline.VARIANTS["5b-i2v"]
 RELEASED_GRID = replace(tiny_i2v, sample_height=60, sample_width=90, sample_frames=49)
 
-FOLDERS = {"CogVideoX-5b": "5b", "CogVideoX-2b": "2b", "CogvideoX-Interpolation": "5b-i2v", "DOVE": "1.5"}
+FOLDERS = {
+    "CogVideoX-5b": "5b",
+    "CogVideoX-2b": "2b",
+    "CogvideoX-Interpolation": "5b-i2v",
+    "DOVE": "1.5",
+    "KoolCogVideoX-5b": "5b",
+}
 FILES = {
     "diffusion_models/CogVideoX_1_0_5b_I2V_bf16.safetensors": ("5b-i2v", f"transformer/{WEIGHTS}"),
     "diffusion_models/CogVideoX_1_5_5b_T2V_bf16.safetensors": ("1.5", f"transformer/{WEIGHTS}"),

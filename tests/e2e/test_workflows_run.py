@@ -50,6 +50,8 @@ def test_workflow_makes_its_video(server: Server, name: str):
     assert video.frames.shape == (frames, HEIGHT * scale, WIDTH * scale, 3)
     assert video.fps == FPS.get(name, 8)
     assert video.frames.std() > 1, "the video is of one colour"
+    if name == "train_lora":
+        assert list((server.base / "output" / "loras").glob("*.safetensors"))
 
 
 def test_the_sampler_in_parts_gives_the_video_of_the_whole_one(server: Server):

@@ -71,6 +71,11 @@ PROMISE = {
     ),
     "CogVideoXGuidanceWindow": ("model:MODEL start_percent:FLOAT end_percent:FLOAT", "MODEL"),
     "CogVideoXAttention": ("model:MODEL attention:COMBO", "MODEL"),
+    "CogVideoXMergeBlocks": (
+        "model1:MODEL model2:MODEL embeddings:FLOAT time:FLOAT first_blocks:FLOAT middle_blocks:FLOAT "
+        "last_blocks:FLOAT output:FLOAT block_ratios:STRING?",
+        "MODEL",
+    ),
     "CogVideoXEnhanceVideo": ("model:MODEL weight:FLOAT start_percent:FLOAT end_percent:FLOAT", "MODEL"),
     "CogVideoXSampler": (
         "model:MODEL positive:CONDITIONING negative:CONDITIONING latent_image:LATENT seed:INT steps:INT cfg:FLOAT "
@@ -129,7 +134,7 @@ HOST_TYPES = set(
     "MODEL CLIP VAE CONDITIONING LATENT SIGMAS SAMPLER GUIDER NOISE CONTROL_NET IMAGE MASK "
     "INT FLOAT STRING BOOLEAN COMBO".split()
 )
-FAMILIES = ("loaders", "text", "latent", "conditioning", "sampling", "vae", "control", "patches")
+FAMILIES = ("loaders", "text", "latent", "conditioning", "sampling", "vae", "control", "patches", "merging")
 
 every_node = pytest.mark.parametrize("node", NODES, ids=IDS)
 
