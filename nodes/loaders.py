@@ -95,7 +95,7 @@ class CogVideoXLoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
-                    tooltip="File (also .gguf) of diffusion_models, unet, checkpoints, or folder of CogVideo, diffusers.",
+                    tooltip="File, .gguf too, of diffusion_models, unet, checkpoints; folder of CogVideo, diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP

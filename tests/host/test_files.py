@@ -10,13 +10,16 @@ import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_model_merging import CheckpointSave
-from pack.nodes import loaders
+from pack.cogvideox import ggml
+from pack.nodes import loaders, lora
 from pack.nodes.host import loading
 from pack.nodes.host.files import register_folders
+from pack.nodes.host.precision import EIGHT_BIT
 from pack.tests.model.test_checkpoint import prefixed, to_core, to_sat
 from safetensors.torch import load_file, save_file
 
 from . import pipelines, test_fine_tunes
+from .test_gguf import write_gguf
 from .test_loading import described, in_host_format, scaled
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -27,6 +30,7 @@ LOADERS = {
     "Load CogVideoX Model": (loaders.CogVideoXLoadModel, "model_name", ("auto", "auto")),
     "Load CogVideoX VAE": (loaders.CogVideoXLoadVAE, "vae_name", ()),
     "Load CogVideoX Text Encoder": (loaders.CogVideoXLoadTextEncoder, "text_encoder_name", ()),
+    "Load CogVideoX LoRA": (lora.CogVideoXLoadLoRA, "lora_name", (1.0, "auto")),
 }
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -86,6 +90,22 @@ def narrow(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: tensor.to(torch.float8_e4m3fn) for key, tensor in weights.items()}
 
 
+def in_blocks() -> dict[str, torch.Tensor]:
+    return {
+        key.replace("weight", "Q8_0_qweight") if EIGHT_BIT.fullmatch(key) else key: (
+            ggml.quantise(tensor, "Q8_0") if EIGHT_BIT.fullmatch(key) else tensor
+        )
+        for key, tensor in part("transformer").items()
+    }
+
+
+def adapter(path: Path) -> None:
+    """A LoRA as diffusers saves it."""
+    name = "transformer.transformer_blocks.0.attn1.to_q"
+    width = part("transformer")["transformer_blocks.0.attn1.to_q.weight"].shape[0]
+    save_file({f"{name}.lora_A.weight": torch.ones(2, width), f"{name}.lora_B.weight": torch.ones(width, 2)}, path)
+
+
 def t5(state_dict, path: Path) -> None:
     save_file({key: tensor.contiguous() for key, tensor in state_dict.items()}, path)
 
@@ -101,7 +121,7 @@ class Kind:
     suffix: str = ".safetensors"  # "" for a folder
 
 
-PIPELINE, MODEL, VAE, T5 = ((name,) for name in LOADERS)
+PIPELINE, MODEL, VAE, T5, LORA = ((name,) for name in LOADERS)
 KINDS = [
     Kind("pipeline folder as published: transformer, vae, text_encoder", whole, PIPELINE, "CogVideo", ""),
     Kind("the same with its weights in several files and an index", sharded, PIPELINE, "CogVideo", ""),
@@ -143,11 +163,25 @@ KINDS = [
         "diffusion_models",
     ),
     Kind(
+        "transformer in GGUF (`.gguf`)",
+        lambda path: write_gguf(path, in_blocks()),
+        MODEL,
+        "diffusion_models",
+        ".gguf",
+    ),
+    Kind(
+        "transformer of the older wrapper's GGUF files (`.safetensors`)",
+        lambda path: save_file(in_blocks(), path),
+        MODEL,
+        "diffusion_models",
+    ),
+    Kind(
         "fine-tune in one file (Fun, VOID, Interpolation, ...)",
         lambda path: shutil.copy(test_fine_tunes.folder("1.5", 48) / "transformer" / WEIGHTS, path),
         MODEL,
         "diffusion_models",
     ),
+    Kind("LoRA of any training code", adapter, LORA, "loras"),
     Kind("VAE in diffusers' layout", lambda path: save_file(part("vae"), path), VAE, "vae"),
     Kind(
         "T5 v1.1 XXL encoder",
@@ -188,7 +222,7 @@ def test_the_loader_named_lists_and_loads_it(kind, put):
         assert schema.display_name == title
         (options,) = (item.options for item in schema.inputs if item.id == widget)
         assert name in options
-        results = node.execute(name, *rest).result
+        results = node.execute(*([pipelines.ours("1.5")[0]] if title in LORA else []), name, *rest).result
         assert len(results) == len(schema.outputs)
         for output, result in zip(schema.outputs, results, strict=True):
             assert_whole(output.get_io_type(), result, kind)
@@ -196,7 +230,9 @@ def test_the_loader_named_lists_and_loads_it(kind, put):
 
 def assert_whole(socket: str, result, kind: Kind) -> None:
     """Check that what was loaded is what was written, by one tensor of it."""
-    if socket == "MODEL":
+    if kind.loaders == LORA:
+        assert list(result.patches) == ["diffusion_model.transformer_blocks.0.attn1.to_q.weight"]
+    elif socket == "MODEL":
         weights = result.model.diffusion_model.state_dict()
         channels = 33 if kind.write is fun else result.model.variant.transformer.in_channels
         source = (
@@ -227,5 +263,5 @@ def readme_rows() -> list[tuple[str, ...]]:
 
 
 def test_the_readme_says_the_same():
-    ours = [(kind.text, ", ".join(kind.loaders), f"models/{kind.folder}") for kind in KINDS]
+    ours = [(kind.text.replace("`", ""), ", ".join(kind.loaders), f"models/{kind.folder}") for kind in KINDS]
     assert readme_rows() == ours
