@@ -244,7 +244,7 @@ def test_a_lora_is_added_to_the_dequantised_weight(loaded, dense, tmp_path):
     assert relative_error(*results) < ROUNDING
     assert relative_error(velocity(wide), plain) < ROUNDING
     narrow.patch_model(CPU, LOADED[loaded])
-    assert torch.equal(velocity(narrow), plain)
+    assert relative_error(velocity(narrow), plain) < ROUNDING
     narrow.unpatch_model(CPU)
 
 
@@ -267,7 +267,7 @@ def test_clones_with_other_strengths_share_the_blocks(tmp_path):
         assert clone.model is patcher.model
         comfy.model_management.load_models_gpu([clone])
         result = velocity(clone)
-        assert torch.equal(results.setdefault(strength, result), result)
+        assert relative_error(result, results.setdefault(strength, result)) < ROUNDING
     assert len({result.sum().item() for result in results.values()}) == 3
     for key, tensor in in_memory("Q8_0").items():
         assert torch.equal(parameters(patcher)[key], tensor), key
@@ -288,7 +288,7 @@ def test_the_host_can_load_it_anew(tmp_path, monkeypatch):
     again.patch_model(CPU, 0)
     reference = with_lora(again.__class__.clone(loading.load_model(path, disable_dynamic=True)))
     reference.patch_model(CPU, 0)
-    assert torch.equal(velocity(again), velocity(reference))
+    assert relative_error(velocity(again), velocity(reference)) < ROUNDING
 
 
 def test_the_dynamic_memory_of_cards_is_never_given_a_lora(tmp_path):

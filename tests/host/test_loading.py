@@ -38,9 +38,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 # What no key tells of a small model: which positions it has.
 OVERRIDES = {"2b": "2b", "5b": "5b"}
 # Relative error of one forward against the same weights in fp32: bounds about twice what these weights give.
-PRECISION = {"bf16": 6e-3, "fp16": 1e-3, "fp32": 0.0, "fp8_e4m3fn": 2e-2, "fp8_e5m2": 4e-2}
 # The same numbers may be summed in another order where they lie elsewhere in memory.
 ROUNDING = 1e-6
+PRECISION = {"bf16": 6e-3, "fp16": 1e-3, "fp32": ROUNDING, "fp8_e4m3fn": 2e-2, "fp8_e5m2": 4e-2}
 FLOAT8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -173,7 +173,7 @@ def test_every_layout_is_the_model_of_the_folder(layout, variant, tmp_path):
     patcher = loading.load_model(path, override=OVERRIDES.get(variant, "auto"))
     assert patcher.model.variant == reference(variant).model.variant
     assert_same_weights(patcher, weights(variant))
-    assert torch.equal(video(patcher, variant), video(reference(variant), variant))
+    assert relative_error(video(patcher, variant), video(reference(variant), variant)) <= 10 * ROUNDING
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -246,10 +246,10 @@ def test_a_vae_config_wins_over_what_shapes_suggest(copy):
 
 
 def assert_close(patcher, bound: float, variant: str = "1.5") -> None:
-    """Compare one forward with the unrounded weights: within the bound, and (as the weights differ) not equal."""
+    """Compare one forward with the unrounded weights: within the bound, and where the weights differ not equal."""
     error = relative_error(velocity(patcher, variant), velocity(reference(variant), variant))
-    assert bool(error) == bool(bound)
     assert error <= bound
+    assert error > ROUNDING or bound == ROUNDING
 
 
 @pytest.mark.parametrize("variant", ["2b", "5b-i2v", "1.5-i2v"])
@@ -439,7 +439,7 @@ def test_a_plain_eight_bit_file_keeps_its_numbers(weight_dtype, tmp_path):
     assert {mark["format"] for mark in marks(stored).values()} == {"float8_e4m3fn"}
     exact = [mark.get("full_precision_matrix_mult", False) for mark in marks(stored).values()]
     assert exact.count(True) == (4 if weight_dtype.endswith("fast") else 12)  # of 2 blocks
-    assert torch.equal(velocity(patcher), velocity(loading.load_model(path)))
+    assert relative_error(velocity(patcher), velocity(loading.load_model(path))) <= ROUNDING
 
 
 def test_a_scaled_file_may_multiply_in_eight_bits_where_that_is_asked_for(tmp_path):
@@ -487,7 +487,7 @@ def test_a_lora_on_eight_bits_does_what_it_does_on_the_whole(weight_dtype, resid
     assert change > 0.1
     assert 0 < error <= (2e-2 if resident else 1e-2)
     assert_same_weights(narrow, before)
-    assert torch.equal(velocity(narrow), plain)
+    assert relative_error(velocity(narrow), plain) <= ROUNDING
 
 
 # --- quantised files ------------------------------------------------------------------------------------------------
@@ -724,14 +724,14 @@ def test_the_host_can_load_a_patcher_anew(part, monkeypatch):
     assert all(before[key].dtype == after[key].dtype and torch.equal(before[key], after[key]) for key in before)
     if part == "MODEL":
         assert again.model.variant == patcher.model.variant
-        assert torch.equal(video(again, "1.5"), video(patcher, "1.5"))
+        assert relative_error(video(again, "1.5"), video(patcher, "1.5")) <= 10 * ROUNDING
 
 
 def test_a_deep_copy_for_another_device_has_weights_of_its_own():
     patcher = reference("1.5")
     copy = patcher.clone(force_deepcopy=True)
     assert copy.model is not patcher.model
-    assert torch.equal(video(copy, "1.5"), video(patcher, "1.5"))
+    assert relative_error(video(copy, "1.5"), video(patcher, "1.5")) <= 10 * ROUNDING
 
 
 # --- layers without weights -----------------------------------------------------------------------------------------
@@ -769,7 +769,7 @@ def test_the_transformer_never_looks_at_weights_before_they_are_loaded(variant, 
     patcher = loading.load_model(str(folder(variant)))
     assert isinstance(patcher.model.diffusion_model.proj_out, LazyOps.Linear)
     assert_same_weights(patcher, weights(variant))
-    assert torch.equal(velocity(patcher, variant), velocity(reference(variant), variant))
+    assert relative_error(velocity(patcher, variant), velocity(reference(variant), variant)) <= ROUNDING
 
 
 def test_the_vae_never_looks_at_weights_before_they_are_loaded():
