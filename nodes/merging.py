@@ -30,7 +30,7 @@ class CogVideoXMergeBlocks(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of model1 in what reads latents, text and positions (patch_embed), 0 to 1.",
+                    tooltip="Share of model1 in what reads latents and text (patch_embed), 0 to 1.",
                 ),
                 io.Float.Input(
                     "time",
