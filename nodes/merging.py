@@ -15,7 +15,7 @@ class CogVideoXMergeBlocks(io.ComfyNode):
         return io.Schema(
             node_id="CogVideoXMergeBlocks",
             display_name="CogVideoX Merge Blocks",
-            category="CogVideoX/merging",
+            category="CogVideoX/patches",
             description=(
                 "Mixes two CogVideoX models of one kind, with a ratio for each part of the network: 1 keeps model1, "
                 "0 takes model2. Works for the 30 blocks of 2B and the 42 of the others."
