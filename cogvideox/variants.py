@@ -131,8 +131,27 @@ class Variant:
 
     @property
     def image_channels(self) -> int:
-        """Channels concatenated behind the noisy latents: 0, 16 (image), 17 (mask and video) or 32."""
+        """Channels concatenated behind the noisy latents: 0, 16 (image, control), 17 (mask and video) or 32 (VOID)."""
         return self.transformer.in_channels - self.transformer.out_channels
+
+    @property
+    def holds_image(self) -> bool:
+        """Whether images are held as a still video up to the next one (NimVideo's 2B image-to-video), not shown once.
+
+        Fun 2B Control has the same shape, and no use for an image.
+        """
+        config = self.transformer
+        rotary = config.use_rotary_positional_embeddings or config.use_learned_positional_embeddings
+        return self.image_channels == LATENT_CHANNELS and not rotary
+
+    @property
+    def pads_behind(self) -> bool:
+        """Whether the latent that temporal patches need beside an odd count goes behind the video.
+
+        VideoX-Fun makes its 1.5 models an even count of latents and drops none; the original code puts one in front.
+        """
+        config = self.transformer
+        return bool(config.patch_size_t and self.image_channels and not config.ofs_embed_dim)
 
 
 _2B = dict(num_attention_heads=30, num_layers=30)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import conditioning, latent, loaders, patches, sampling, text, vae
+from . import conditioning, latent, loaders, patches, sampling, text, vae, video_conditioning
 from .host.files import register_folders
 
-FAMILIES = (loaders, text, latent, conditioning, sampling, vae, patches)
+FAMILIES = (loaders, text, latent, conditioning, video_conditioning, sampling, vae, patches)
 
 
 class CogVideoXExtension(ComfyExtension):
