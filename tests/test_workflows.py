@@ -16,6 +16,10 @@ EXPECTED = {
     "i2v",
     "first_last_frame",
     "v2v",
+    "fun_inpaint",
+    "fun_outpaint",
+    "fun_control",
+    "remove_void",
     "t2v_15",
     "i2v_15",
     "t2v_advanced",
@@ -27,6 +31,7 @@ OURS = {id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'node
 # Stock nodes that every supported ComfyUI has; the server test runs them.
 STOCK = {
     "CFGGuider",
+    "Canny",
     "CLIPLoader",
     "CreateVideo",
     "EmptyImage",
@@ -35,7 +40,9 @@ STOCK = {
     "GetVideoComponents",
     "ImageCompositeMasked",
     "ImageFromBatch",
+    "ImagePadForOutpaint",
     "ImageScale",
+    "ImageToMask",
     "ImageUpscaleWithModel",
     "KSampler",
     "LoadImage",
@@ -46,6 +53,7 @@ STOCK = {
     "SaveVideo",
     "UpscaleModelLoader",
     "VAEDecode",
+    "VOIDQuadmaskPreprocess",
 }
 MODEL_FOLDERS = {"diffusion_models", "text_encoders", "vae", "upscale_models", "frame_interpolation"}
 ABSOLUTE = re.compile(r"(^|[\s\"'(])(/\w+/|~/|[A-Za-z]:[\\/]|\\\\|file:)")

@@ -13,11 +13,18 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 tiny_i2v = tiny_pipeline.VARIANTS["5b-i2v"]
 RELEASED_GRID = replace(tiny_i2v, sample_height=60, sample_width=90, sample_frames=49)
 
-FOLDERS = {"CogVideoX-5b": "5b", "CogVideoX-2b": "2b", "CogvideoX-Interpolation": "5b-i2v"}
+FOLDERS = {
+    "CogVideoX-5b": "5b",
+    "CogVideoX-2b": "2b",
+    "CogvideoX-Interpolation": "5b-i2v",
+    "CogVideoX-Fun-V1.1-5b-InP": "fun-inp",
+    "CogVideoX-Fun-V1.1-5b-Control": "fun-control",
+}
 FILES = {
     "diffusion_models/CogVideoX_1_0_5b_I2V_bf16.safetensors": ("5b-i2v", f"transformer/{WEIGHTS}"),
     "diffusion_models/CogVideoX_1_5_5b_T2V_bf16.safetensors": ("1.5", f"transformer/{WEIGHTS}"),
     "diffusion_models/CogVideoX_1_5_5b_I2V_bf16.safetensors": ("1.5-i2v", f"transformer/{WEIGHTS}"),
+    "diffusion_models/void_pass1.safetensors": ("void", f"transformer/{WEIGHTS}"),
     "vae/cogvideox_vae_bf16.safetensors": ("5b", f"vae/{WEIGHTS}"),
     "text_encoders/t5xxl_fp16.safetensors": ("5b", "text_encoder/model.safetensors"),
 }
