@@ -65,7 +65,6 @@ class KnownFrames:
 
     vae: VAE
     length: int
-    batch: int
     images: dict[int, torch.Tensor]
     noise_augmentation: float = 0.0
     noise_seed: int = 0
@@ -74,8 +73,13 @@ class KnownFrames:
     def __deepcopy__(self, memo):
         return self  # nothing in it changes, and the VAE is large
 
+    @property
+    def batch(self) -> int:
+        """How many videos the pictures make; one stands for all of a batch."""
+        return max(map(len, self.images.values()))
+
     def masked_video(self, extra: int) -> torch.Tensor:
-        """Return what Fun InP sees, [B, 17, T + extra, H/8, W/8]: 1 where known, latents of the rest as black video."""
+        """Return what Fun InP sees, [B, 17, T + extra, H/8, W/8]: 1 where known, and latents with all else black."""
         return self.once(("masked", extra), self.encode_masked, extra)
 
     def held_video(self) -> torch.Tensor:
@@ -188,7 +192,7 @@ def image_to_video(
         latents = encode_frames(vae, augment(image, noise_augmentation, generator))
         known[:, :, index] = comfy.utils.repeat_to_batch_size(latents, batch) * span.strength
         mask[:, :, index] = 0
-    frames = KnownFrames(vae, length, batch, images, noise_augmentation, noise_seed)
+    frames = KnownFrames(vae, length, images, noise_augmentation, noise_seed)
     values = {
         "concat_latent_image": known,
         "concat_mask": mask,

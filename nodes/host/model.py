@@ -215,13 +215,16 @@ class CogVideoX(comfy.model_base.BaseModel):
                         f"Load {mend}, or leave the {what} out."
                     )
             return
-        if image is None and masked is None and control is None and not variant.image_optional:
-            raise ValueError(
-                f"{variant.name} makes video from an image and this conditioning holds none. "
-                "Put CogVideoX Image to Video between the prompts and the sampler, or load a text-to-video model."
-            )
         config = variant.transformer
         of_images = config.use_learned_positional_embeddings or config.ofs_embed_dim
+        if image is None and masked is None and control is None and not variant.image_optional:
+            void = channels == 2 * LATENT_CHANNELS
+            node = "CogVideoX Image to Video" if of_images else "CogVideoX Control to Video (or Image to Video)"
+            raise ValueError(
+                f"{variant.name} makes video from {'an image' if of_images else 'another video'} and this "
+                f"conditioning holds none. Put {'CogVideoX VOID Conditioning' if void else node} between the prompts "
+                "and the sampler, or load a text-to-video model."
+            )
         if control is not None and (of_images or channels == LATENT_CHANNELS + 1):
             raise ValueError(
                 f"{variant.name} has no channels for a control video. Load CogVideoX-Fun Control or Pose, "
@@ -279,7 +282,7 @@ class CogVideoX(comfy.model_base.BaseModel):
                 f"The image conditioning is {size_text(image)} and the video {size_text(noise)}. "
                 "Connect the LATENT of the same CogVideoX conditioning node to the sampler."
             )
-        if behind:
+        if behind:  # held: nothing is known of the frames that are not asked for
             return repeat_last_frame(image, behind), None if mask is None else repeat_last_frame(mask, behind)
         return pad_image(image, mask, leading)
 

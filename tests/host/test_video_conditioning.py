@@ -587,6 +587,17 @@ def test_a_model_without_such_channels_is_told(variant, kind):
     assert WRONG_MODELS[variant, kind] in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("variant", "node"),
+    [("fun-control", "Control to Video"), ("2b-i2v", "or Image to Video"), ("void", "VOID Conditioning")],
+)
+def test_a_prompt_alone_is_told_what_it_lacks(variant, node):
+    with pytest.raises(
+        ValueError, match=f"from another video and this conditioning holds none. Put CogVideoX .*{node}"
+    ):
+        sample(variant, (*pipelines.prompts(variant), empty_latent(*SIZE)))
+
+
 def test_control_with_a_start_image_needs_channels_for_both():
     made = control(start_image=clip(1))
     assert made[0][0][1][CONTROL_VIDEO].shape == made[2]["samples"].shape
