@@ -200,7 +200,7 @@ def write(folder: Path, variant: str = "5b", seed: int = 0) -> Path:
 
     scheduler = "CogVideoXDDIMScheduler" if variant.startswith("2b") else "CogVideoXDPMScheduler"
     snr_shift = SNR_SHIFT_2B if variant.startswith("2b") else SNR_SHIFT_5B
-    pipeline = "CogVideoXImageToVideoPipeline" if variant.endswith("i2v") else "CogVideoXPipeline"
+    pipeline = "CogVideoXPipeline" if config.in_channels == config.out_channels else "CogVideoXImageToVideoPipeline"
     index = {
         "_class_name": pipeline,
         "scheduler": ["diffusers", scheduler],
