@@ -119,7 +119,7 @@ class Variant:
     "latents" multiplies with `latent_scale` as for the noisy latents (1.0 image-to-video, Fun), "unscaled" leaves them
     raw (the original training code of CogVideoX1.5-5B-I2V), "diffusers" divides by `latent_scale` (diffusers'
     `invert_scale_latents`). `image_optional` says that the model makes video from text alone as well, its image
-    channels zero. `image_repeated` says that a start image stands in every latent frame and not in the first alone,
+    channels zero. `image_repeated` says that an image is held as a still video up to the next one and not shown once,
     `image_held` that the extra leading latent of 1.5 has a copy of the first image latent, which else moves there.
     """
 
@@ -134,8 +134,17 @@ class Variant:
 
     @property
     def image_channels(self) -> int:
-        """Channels concatenated behind the noisy latents: 0, 16 (image), 17 (mask and video) or 32."""
+        """Channels concatenated behind the noisy latents: 0, 16 (image, control), 17 (mask and video) or 32 (VOID)."""
         return self.transformer.in_channels - self.transformer.out_channels
+
+    @property
+    def pads_behind(self) -> bool:
+        """Whether the latent that temporal patches need beside an odd count goes behind the video.
+
+        VideoX-Fun makes its 1.5 models an even count of latents and drops none; the original code puts one in front.
+        """
+        config = self.transformer
+        return bool(config.patch_size_t and self.image_channels and not config.ofs_embed_dim)
 
 
 _2B = dict(num_attention_heads=30, num_layers=30)

@@ -17,6 +17,10 @@ EXPECTED = {
     "first_last_frame",
     "v2v",
     "restore_dove",
+    "fun_inpaint",
+    "fun_outpaint",
+    "fun_control",
+    "remove_void",
     "t2v_15",
     "i2v_15",
     "t2v_advanced",
@@ -32,6 +36,7 @@ OURS = {id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'node
 STOCK = {
     "BasicGuider",
     "CFGGuider",
+    "Canny",
     "CLIPLoader",
     "CreateVideo",
     "DisableNoise",
@@ -41,7 +46,9 @@ STOCK = {
     "GetVideoComponents",
     "ImageCompositeMasked",
     "ImageFromBatch",
+    "ImagePadForOutpaint",
     "ImageScale",
+    "ImageToMask",
     "ImageUpscaleWithModel",
     "KSampler",
     "LoadImage",
@@ -57,6 +64,7 @@ STOCK = {
     "TrainLoraNode",
     "UpscaleModelLoader",
     "VAEDecode",
+    "VOIDQuadmaskPreprocess",
 }
 BESIDE = {"MarkdownNote", "LossGraphNode", "SaveLoRA"}  # lead to no video: they say or save something else
 MODEL_FOLDERS = {"diffusion_models", "text_encoders", "vae", "upscale_models", "frame_interpolation", "loras"}

@@ -17,11 +17,19 @@ import comfy.supported_models_base
 import torch
 from comfy.cli_args import args
 
-from ...cogvideox.latents import check_latent_size, leading_frames, pixel_frames, repeat_first_frame
+from ...cogvideox.latents import (
+    check_latent_size,
+    latent_frames,
+    leading_frames,
+    pixel_frames,
+    repeat_first_frame,
+    repeat_last_frame,
+)
 from ...cogvideox.samplers import sample_cogvideox_ddim
 from ...cogvideox.schedule import sigmas
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.variants import LATENT_CHANNELS, OFS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TEXT_TOKENS, Variant
+from .conditioning import CONTROL_VIDEO, KNOWN_FRAMES, KNOWN_STRENGTH, MASKED_VIDEO, KnownFrames
 from .gguf import name_blocks
 from .preview import PREVIEW_BIAS, PREVIEW_FACTORS, FrameCycle
 
@@ -185,36 +193,88 @@ class CogVideoX(comfy.model_base.BaseModel):
         The host repeats one for a batch. Made here for all clips, one would be held N times for each of the N clips
         that Train LoRA brings.
         """
-        image, mask, noise = kwargs.get("concat_latent_image"), kwargs.get("concat_mask"), kwargs["noise"]
-        channels = self.variant.image_channels
+        noise, channels = kwargs["noise"], self.variant.image_channels
+        image, masked, control = (kwargs.get(key) for key in ("concat_latent_image", MASKED_VIDEO, CONTROL_VIDEO))
+        self.check_kind(image, masked, control)
         if channels == 0:
-            if image is not None:
-                raise ValueError(
-                    f"{self.variant.name} makes video from text and cannot take the image in this conditioning. "
-                    "Load an image-to-video model (CogVideoX-5B-I2V, CogVideoX1.5-5B-I2V), or leave the image out."
-                )
             return None
-        if image is None and self.variant.image_optional:
+        if image is None and masked is None and control is None:
             return torch.zeros_like(noise[:1, :1]).expand(-1, channels, -1, -1, -1).to(kwargs["device"])
-        if image is None:
-            raise ValueError(
-                f"{self.variant.name} makes video from an image and this conditioning holds none. "
-                "Put CogVideoX Image to Video between the prompts and the sampler, or load a text-to-video model."
-            )
-        image, mask = self.align(image, mask, noise)
-        if self.variant.image_repeated and mask is not None:
-            image = repeat_image(image, mask)
-        parts = [self.scale_image(image)]
-        if channels == LATENT_CHANNELS + 1:
-            known = torch.zeros_like(image[:, :1]) if mask is None else 1 - mask.to(image)
-            parts.insert(0, self.scale_image(known))
+
+        parts, behind = [], LATENT_CHANNELS if control is not None else 0
+        if masked is not None:
+            parts.append(self.scale_image(self.align(masked, None, noise)[0]))
+        elif image is not None:
+            image, mask = self.align(image, kwargs.get("concat_mask"), noise)
+            if channels - behind == LATENT_CHANNELS + 1:
+                known = torch.zeros_like(image[:, :1]) if mask is None else 1 - mask.to(image)
+                parts.append(self.scale_image(known))
+            parts.append(self.scale_image(image))
+        elif channels > behind:
+            parts.append(torch.zeros_like(noise[:1, :1]).expand(-1, channels - behind, -1, -1, -1))
+        if control is not None:
+            parts.append(self.scale_image(self.align(control, None, noise)[0]))
+
+        batch = max(map(len, parts))
+        parts = [comfy.utils.repeat_to_batch_size(part, batch).to(kwargs["device"]) for part in parts]
         concat = torch.cat(parts, dim=1)
         if concat.shape[1] != channels:
             raise ValueError(
                 f"{self.variant.name} takes {channels} conditioning channels and got {concat.shape[1]}. "
                 "Use the CogVideoX conditioning node made for this model."
             )
-        return concat.to(kwargs["device"])
+        return concat
+
+    def check_kind(self, image, masked, control) -> None:
+        """Raise unless a model with these channels can take what the conditioning holds."""
+        variant, channels = self.variant, self.variant.image_channels
+        if channels == 0:
+            for given, what, mend in (
+                (control, "control video", "a control model (CogVideoX-Fun Control or Pose)"),
+                (masked, "masked video", "an inpainting model (CogVideoX-Fun InP)"),
+                (image, "image", "an image-to-video model (CogVideoX-5B-I2V, CogVideoX1.5-5B-I2V)"),
+            ):
+                if given is not None:
+                    raise ValueError(
+                        f"{variant.name} makes video from text and cannot take the {what} in this conditioning. "
+                        f"Load {mend}, or leave the {what} out."
+                    )
+            return
+        config = variant.transformer
+        of_images = config.use_learned_positional_embeddings or config.ofs_embed_dim
+        if image is None and masked is None and control is None and not variant.image_optional:
+            void = channels == 2 * LATENT_CHANNELS
+            node = "CogVideoX Image to Video" if of_images else "CogVideoX Control to Video (or Image to Video)"
+            raise ValueError(
+                f"{variant.name} makes video from {'an image' if of_images else 'another video'} and this "
+                f"conditioning holds none. Put {'CogVideoX VOID Conditioning' if void else node} between the prompts "
+                "and the sampler, or load a text-to-video model."
+            )
+        if control is not None and (of_images or channels == LATENT_CHANNELS + 1):
+            raise ValueError(
+                f"{variant.name} has no channels for a control video. Load CogVideoX-Fun Control or Pose, "
+                "or use CogVideoX Image to Video or CogVideoX Inpaint Video with this model."
+            )
+        if masked is not None and channels not in (LATENT_CHANNELS + 1, 2 * LATENT_CHANNELS + 1):
+            raise ValueError(
+                f"{variant.name} has no channel for a mask and cannot take the masked video in this conditioning. "
+                "Load an inpainting model (CogVideoX-Fun InP)."
+            )
+        if control is not None and image is not None and channels == LATENT_CHANNELS:
+            raise ValueError(
+                f"{variant.name} takes a control video and no start image beside it. Leave start_image unconnected."
+            )
+
+    def see(self, frames: KnownFrames, strength: float, length: int) -> dict[str, torch.Tensor | None]:
+        """Return the conditioning values of pictures as this variant was trained to see them, for `length` latents."""
+        if latent_frames(frames.length) != length:
+            return {}  # concat_cond tells
+        if self.variant.image_channels % LATENT_CHANNELS == 1:
+            _, behind = self.extra_latents(length)  # one more is unknown video
+            return {MASKED_VIDEO: frames.masked_video(behind) * strength}
+        if self.variant.image_repeated:
+            return {"concat_latent_image": frames.held_video() * strength, "concat_mask": None}
+        return {}
 
     def scale_image(self, latents: torch.Tensor) -> torch.Tensor:
         """Scale raw VAE latents of conditioning images as the variant was trained to see them."""
@@ -224,22 +284,31 @@ class CogVideoX(comfy.model_base.BaseModel):
             return latents / self.variant.latent_scale
         return latents * self.variant.latent_scale
 
+    def extra_latents(self, frames: int) -> tuple[int, int]:
+        """Return how many latents temporal patches need in front of and behind a video of `frames` latents."""
+        count = leading_frames(frames, self.variant.transformer.patch_size_t)
+        return (0, count) if self.variant.pads_behind else (count, 0)
+
     def align(self, image: torch.Tensor, mask: torch.Tensor | None, noise: torch.Tensor):
-        """Fit image latents and mask [B, C, T, H, W] to the noise, which may hold an extra leading latent."""
+        """Fit image latents and mask [B, C, T, H, W] to the noise, which may hold an extra latent."""
         if image.ndim != 5 or mask is not None and mask.shape[2:] != image.shape[2:]:
             shapes = " with a mask ".join(str(list(part.shape)) for part in (image, mask) if part is not None)
             raise ValueError(
                 f"The image conditioning is not that of a video: its shape is {shapes}. "
                 "Attach images with the CogVideoX conditioning nodes."
             )
-        leading = leading_frames(image.shape[2], self.variant.transformer.patch_size_t)
-        if (image.shape[2] + leading, *image.shape[3:]) != noise.shape[2:]:
+        if image.shape[2:] == noise.shape[2:]:
+            return image, mask
+        leading, behind = self.extra_latents(image.shape[2])
+        if (image.shape[2] + leading + behind, *image.shape[3:]) != noise.shape[2:]:
             if self.variant.transformer.patch_size_t:
-                noise = noise[:, :, 1:]  # the artist does not know of the extra leading latent
+                noise = noise[:, :, 1:]  # the artist does not know of the extra latent
             raise ValueError(
                 f"The image conditioning is {size_text(image)} and the video {size_text(noise)}. "
                 "Connect the LATENT of the same CogVideoX conditioning node to the sampler."
             )
+        if behind:  # held: nothing is known of the frames that are not asked for
+            return repeat_last_frame(image, behind), None if mask is None else repeat_last_frame(mask, behind)
         if self.variant.image_held:
             return repeat_first_frame(image, leading), None if mask is None else repeat_first_frame(mask, leading)
         return pad_image(image, mask, leading)
@@ -270,13 +339,6 @@ def pad_image(image: torch.Tensor, mask: torch.Tensor | None, leading: int):
     return image, mask
 
 
-def repeat_image(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Put the first known frame of image latents [B, C, T, H, W] wherever `mask` [B, 1, T, H, W] is 1, unknown."""
-    unknown = mask.to(image)
-    known = [frame for frame in range(mask.shape[2]) if not unknown[:, :, frame].any()]
-    return torch.where(unknown == 1, image[:, :, known[0], None], image) if known else image
-
-
 def sample_with_leading_latent(
     executor,
     noise,
@@ -289,7 +351,7 @@ def sample_with_leading_latent(
     seed=None,
     **kwargs,
 ):
-    """Sample with the extra leading latent that temporal patches need (1.5, odd T), and trim it from what comes out.
+    """Sample with the extra latent that temporal patches need (1.5, odd T), and trim it from what comes out.
 
     An OUTER_SAMPLE wrapper of the host, so every sampler, guider and preview sees only the video that was asked for.
     """
@@ -305,23 +367,30 @@ def sample_with_leading_latent(
     for name, prompts in executor.class_obj.conds.items():
         if not prompts:
             raise ValueError(f"The {name} CONDITIONING is empty. {PROMPT_NEEDED}")
-    leading = leading_frames(noise.shape[2], model.variant.transformer.patch_size_t)
-    if leading == 0:
+    frames = noise.shape[2]
+    for prompts in executor.class_obj.conds.values():
+        for prompt in prompts:  # the guider's own copies, before the host loads the model
+            if prompt.get(KNOWN_FRAMES) is not None:
+                prompt.update(model.see(prompt[KNOWN_FRAMES], prompt[KNOWN_STRENGTH], frames))
+    leading, behind = model.extra_latents(frames)
+    if leading + behind == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
 
-    noise = torch.cat((leading_noise(noise, leading, seed), noise), dim=2)
-    latent_image = repeat_first_frame(latent_image, leading)
+    extra = leading_noise(noise, leading + behind, seed)
+    noise = torch.cat((extra, noise) if leading else (noise, extra), dim=2)
+    latent_image = repeat_last_frame(repeat_first_frame(latent_image, leading), behind)
     if denoise_mask is not None:
-        denoise_mask = repeat_first_frame(denoise_mask, leading)
+        denoise_mask = repeat_last_frame(repeat_first_frame(denoise_mask, leading), behind)
     if "latent_shapes" in kwargs:
         kwargs["latent_shapes"] = [latent_image.shape]
+    asked = slice(leading, leading + frames)
 
     def trimmed(step, x0, x, total_steps):
-        return callback(step, x0[:, :, leading:], x[:, :, leading:], total_steps)
+        return callback(step, x0[:, :, asked], x[:, :, asked], total_steps)
 
     trimmed = trimmed if callback is not None else None
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, trimmed, disable_pbar, seed, **kwargs)
-    return out[:, :, leading:]
+    return out[:, :, asked]
 
 
 def forget_tables(executor, *args, **kwargs):
@@ -333,7 +402,7 @@ def forget_tables(executor, *args, **kwargs):
 
 
 def leading_noise(noise: torch.Tensor, count: int, seed: int | None) -> torch.Tensor:
-    """Return the noise of `count` leading latents [B, C, count, H, W]: from the seed, or zeros where noise is off."""
+    """Return the noise of `count` extra latents [B, C, count, H, W]: from the seed, or zeros where noise is off."""
     shape = (*noise.shape[:2], count, *noise.shape[3:])
     if not torch.any(noise):
         return noise.new_zeros(shape)

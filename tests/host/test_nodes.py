@@ -59,7 +59,23 @@ PROMISE = {
     "EmptyCogVideoXLatentVideo": (SIZE, "LATENT"),
     "CogVideoXImageToVideo": (
         f"positive:CONDITIONING negative:CONDITIONING vae:VAE {SIZE} "
-        "start_image:IMAGE? end_image:IMAGE? noise_augmentation:FLOAT?",
+        "start_image:IMAGE? end_image:IMAGE? noise_augmentation:FLOAT? noise_seed:INT? image_strength:FLOAT? "
+        "image_start_percent:FLOAT? image_end_percent:FLOAT? keyframes:IMAGE? keyframe_positions:STRING?",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
+    "CogVideoXInpaintVideo": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE {SIZE} video:IMAGE mask:MASK "
+        "strength:FLOAT start_percent:FLOAT end_percent:FLOAT "
+        "noise_augmentation:FLOAT? noise_seed:INT? start_from_video:BOOLEAN?",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
+    "CogVideoXControlToVideo": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE {SIZE} control_video:IMAGE "
+        "strength:FLOAT start_percent:FLOAT end_percent:FLOAT start_image:IMAGE?",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
+    "CogVideoXVOIDConditioning": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE {SIZE} video:IMAGE quadmask:MASK void_pass:COMBO",
         "CONDITIONING CONDITIONING LATENT",
     ),
     "CogVideoXScheduler": ("model:MODEL steps:INT denoise:FLOAT", "SIGMAS"),
@@ -93,6 +109,7 @@ CHOICES = {
     ("CogVideoXLoadLoRA", "scaling"): {"auto", "alpha/rank", "1/rank", "none"},
     ("CogVideoXLoadVAE", "weight_dtype"): {"auto", "bf16", "fp16", "fp32"},
     ("CogVideoXTextEncode", "long_prompt"): {"truncate", "blend"},
+    ("CogVideoXVOIDConditioning", "void_pass"): {"pass 1", "pass 2"},
     ("CogVideoXSamplerSelect", "sampler_name"): {"ddim", "dpm"},
     ("CogVideoXSampler", "sampler_name"): {"ddim", "dpm"},
     ("CogVideoXSampler", "dynamic_cfg"): {"off", "cosine over steps", "reference"},
@@ -107,6 +124,9 @@ CHOICES = {
 DEFAULTS = {
     "EmptyCogVideoXLatentVideo": {"width": 720, "height": 480, "length": 49, "batch_size": 1},
     "CogVideoXImageToVideo": {"width": 720, "height": 480, "length": 49, "batch_size": 1, "noise_augmentation": 0.0},
+    "CogVideoXInpaintVideo": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "start_from_video": False},
+    "CogVideoXControlToVideo": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0},
+    "CogVideoXVOIDConditioning": {"void_pass": "pass 1"},
     "CogVideoXSampler": {"steps": 50, "cfg": 6.0, "denoise": 1.0, "dynamic_cfg": "off"},
     "CogVideoXScheduler": {"steps": 50, "denoise": 1.0},
     "CogVideoXTextEncode": {"long_prompt": "truncate", "prompt_weights": False},
@@ -356,7 +376,8 @@ def test_images_lie_at_their_frames_and_nothing_elsewhere(ends, length):
     places = {"start_image": 0, "end_image": frames - 1}
     for given, (text, values) in zip(pipelines.prompts(VARIANT), (positive[0], negative[0]), strict=True):
         assert torch.equal(text, given[0][0])
-        assert values.keys() - given[0][1].keys() == {"concat_latent_image", "concat_mask"}
+        kept = {"concat_latent_image", "concat_mask", "cogvideox_known_frames", "cogvideox_known_strength"}
+        assert values.keys() - given[0][1].keys() == kept
         known, mask = values["concat_latent_image"], values["concat_mask"]
         assert known.shape == latent["samples"].shape
         assert mask.shape == (1, 1, *known.shape[2:])
