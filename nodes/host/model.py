@@ -22,6 +22,8 @@ from ...cogvideox.schedule import sigmas
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.variants import LATENT_CHANNELS, OFS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TEXT_TOKENS, Variant
 from .preview import PREVIEW_BIAS, PREVIEW_FACTORS, FrameCycle
+from .regions import fit_regions
+from .windows import windows_of
 
 log = logging.getLogger(__name__)
 
@@ -268,6 +270,7 @@ def sample_with_leading_latent(
         if not prompts:
             raise ValueError(f"The {name} CONDITIONING is empty. {PROMPT_NEEDED}")
     leading = leading_frames(noise.shape[2], model.variant.transformer.patch_size_t)
+    fit_to_video(executor.class_obj, tuple(noise.shape[2:]), leading, model.variant.transformer.patch_size)
     if leading == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
 
@@ -284,6 +287,14 @@ def sample_with_leading_latent(
     trimmed = trimmed if callback is not None else None
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, trimmed, disable_pbar, seed, **kwargs)
     return out[:, :, leading:]
+
+
+def fit_to_video(guider, size: tuple[int, int, int], leading: int, patch: int) -> None:
+    """Fit areas, masks and context windows of a run to latents of `size` (T, H, W); the host made them for this run."""
+    guider.conds = {name: fit_regions(conds, size, leading, patch) for name, conds in guider.conds.items()}
+    handler = guider.model_options.get("context_handler")
+    if handler is not None:
+        guider.model_options["context_handler"] = windows_of(handler, leading)
 
 
 def forget_tables(executor, *args, **kwargs):
