@@ -2,8 +2,9 @@
 
     python dev.py bench regions [--count 16]
 
-Left and right half get a prompt each by the stock nodes Conditioning (Set Mask) and Conditioning (Combine); the detector
-names the colour it sees in each half. Figures go to results/regions.json, four of the videos to results/regions.png.
+Left and right half get a prompt each by the stock nodes Conditioning (Set Mask) and Conditioning (Combine); the
+detector names the colour it sees in each half. Figures go to results/regions.json, four of the videos to
+results/regions.png.
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ def video_flow(video: torch.Tensor, optical_flow) -> torch.Tensor:
         raise ValueError(f"An optical flow needs 2 frames or more and the video has {len(video)}.")
     comfy.model_management.load_model_gpu(optical_flow)
     device = optical_flow.load_device
-    height, width = (max(round(length * FLOW_SCALE / FLOW_STEP) * FLOW_STEP, FLOW_LEAST) for length in video.shape[1:3])
+    half = [max(int(length * FLOW_SCALE), 1) for length in video.shape[1:3]]
+    height, width = (max(round(length / FLOW_STEP) * FLOW_STEP, FLOW_LEAST) for length in half)
 
     def prepared(frame: torch.Tensor) -> torch.Tensor:
         frame = frame.movedim(-1, 0)[None].to(device=device, dtype=torch.float32)
