@@ -34,13 +34,13 @@ class WarpedNoise:
         """Return noise for LATENT [B, 16, T, H, W]; each video of the batch has its own, all move alike."""
         batch, channels, count, height, width = check_video(latent["samples"])
         flows = self.flows_of(pixel_frames(count), height, width).to(comfy.model_management.get_torch_device())
-        progress = host_progress(batch * (len(flows) + 1))
+
+        def step(done: int, total: int) -> None:
+            # The node at work is the sampler, whose progress bar counts steps.
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
         videos = []
         for index in range(batch):
-
-            def step(done: int, total: int, before: int = index * (len(flows) + 1)) -> None:
-                progress(before + done, batch * total)
-
             noise = warped_noise(
                 flows,
                 (channels, count, height, width),

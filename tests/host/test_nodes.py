@@ -77,6 +77,18 @@ PROMISE = {
         "LATENT",
     ),
     "CogVideoXVAEDecode": ("samples:LATENT vae:VAE memory:COMBO", "IMAGE"),
+    "CogVideoXWarpedNoise": (
+        "seed:INT downsampling:COMBO degradation:FLOAT video:IMAGE? optical_flow:OPTICAL_FLOW? flow:IMAGE? "
+        "flow_range:FLOAT? detail:INT?",
+        "NOISE",
+    ),
+    "CogVideoXRIFLEx": ("model:MODEL k:INT share:FLOAT frames:INT", "MODEL"),
+    "CogVideoXContinueVideo": (
+        "positive:CONDITIONING negative:CONDITIONING vae:VAE video:IMAGE length:INT overlap:INT start_image:BOOLEAN",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
+    "CogVideoXJoinVideos": ("first:IMAGE second:IMAGE overlap:INT", "IMAGE"),
+    "CogVideoXDecodeToVideo": ("samples:LATENT vae:VAE fps:FLOAT crf:FLOAT memory:COMBO", "VIDEO"),
     "CogVideoXVAEEncode": ("pixels:IMAGE vae:VAE posterior:COMBO seed:INT", "LATENT"),
 }
 # Widget values that shared workflows hold; more may come.
@@ -95,6 +107,8 @@ CHOICES = {
     ("CogVideoXAttention", "attention"): {"sage", "sage3", "flash", "xformers", "pytorch"},
     ("CogVideoXVAEDecode", "memory"): {"auto", "whole frame", "slabs", "tiles"},
     ("CogVideoXVAEEncode", "posterior"): {"mode", "sample"},
+    ("CogVideoXWarpedNoise", "downsampling"): {"nearest", "blend", "blend_norm"},
+    ("CogVideoXDecodeToVideo", "memory"): {"auto", "whole frame", "slabs"},
 }
 # DESIGN section 4: what an untouched node makes.
 DEFAULTS = {
@@ -108,6 +122,11 @@ DEFAULTS = {
     "CogVideoXAttention": {"attention": "sage"},
     "CogVideoXEnhanceVideo": {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0},
     "CogVideoXVAEDecode": {"memory": "auto"},
+    "CogVideoXWarpedNoise": {"downsampling": "nearest", "degradation": 0.5, "flow_range": 64.0, "detail": 32},
+    "CogVideoXRIFLEx": {"k": 2, "share": 0.9, "frames": 0},
+    "CogVideoXContinueVideo": {"length": 49, "overlap": 9, "start_image": True},
+    "CogVideoXJoinVideos": {"overlap": 9},
+    "CogVideoXDecodeToVideo": {"fps": 8.0, "crf": 18.0, "memory": "auto"},
     "CogVideoXVAEEncode": {"posterior": "mode"},
     "CogVideoXLoadModel": {"weight_dtype": "auto", "variant": "auto"},
 }
