@@ -223,4 +223,6 @@ def test_sizes_are_those_of_the_model(graph):
     (maker,) = nodes_of(graph, "CreateVideo", "CogVideoXDecodeToVideo")
     linked = any(entry["name"] == "fps" and entry["link"] is not None for entry in maker["inputs"])
     (interpolator,) = nodes_of(graph, "FrameInterpolate") or [{"widgets_values": [1]}]
+    if name == "cut_and_drag":
+        return  # it interpolates what moves the noise, not the video
     assert linked or maker["widgets_values"][0] == fps * interpolator["widgets_values"][0]
