@@ -51,7 +51,7 @@ class LongPainter(HostPainter):
     def encode(self, prompt: str) -> list:
         return [encode_prompt(self.clip, text).conditioning for text in (prompt, "")]
 
-    def sample(self, model, conds: list, latent: dict, seed: int) -> np.ndarray:
+    def sample(self, model, conds: list, latent: dict, seed: int) -> torch.Tensor:
         """Return frames [F, H, W, 3], 0 to 1."""
         (out,) = nodes.KSampler().sample(model, seed, self.steps, GUIDANCE, "euler", "simple", *conds, latent, 1.0)
         return nodes.VAEDecode().decode(self.vae, out)[0]
