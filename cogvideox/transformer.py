@@ -316,7 +316,7 @@ class CogVideoXTransformer3DModel(nn.Module):
         if config.use_rotary_positional_embeddings:
             base = config.sample_grid[1:] if config.patch_size_t is None else None
             positions = shift_positions(rope_positions(grid, base, device), rope_options)
-            return rope_table(positions, config.attention_head_dim, length), None
+            return rope_table(positions, config.attention_head_dim, length, rope_options), None
         if config.use_learned_positional_embeddings:
             return None, None
         scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale

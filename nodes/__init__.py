@@ -4,11 +4,37 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import conditioning, latent, loaders, lora, merging, patches, sampling, text, vae, video_conditioning
+from . import (
+    conditioning,
+    latent,
+    loaders,
+    long_video,
+    lora,
+    merging,
+    noise,
+    patches,
+    sampling,
+    text,
+    vae,
+    video_conditioning,
+)
 from .host.files import register_folders
 from .host.lora import register_lora_keys
 
-FAMILIES = (loaders, lora, text, latent, conditioning, video_conditioning, sampling, vae, patches, merging)
+FAMILIES = (
+    loaders,
+    lora,
+    text,
+    latent,
+    conditioning,
+    video_conditioning,
+    sampling,
+    noise,
+    vae,
+    long_video,
+    patches,
+    merging,
+)
 
 
 class CogVideoXExtension(ComfyExtension):

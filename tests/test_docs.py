@@ -145,6 +145,11 @@ def sockets(node: ast.expr, where: Module, kind: str) -> Iterator[Socket]:
         case ast.Call(func=ast.Attribute(value=ast.Attribute(value=ast.Name(id="io"), attr=name), attr=made)):
             assert made == kind, f"{ast.unparse(node)} among the {kind}s"
             yield socket(node, where, name.upper())
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=custom), attr=made)):
+            assert made == kind, f"{ast.unparse(node)} among the {kind}s"
+            found = where.find(custom)  # a socket of another pack's or of the host's: io.Custom("ITS_TYPE")
+            assert ast.unparse(found.node.func) == "io.Custom"
+            yield socket(node, where, found.module.value(found.node.args[0]))
         case ast.Call(func=ast.Name(id=helper)):
             found = where.find(helper)
             returned = [part.value for part in ast.walk(found.node) if isinstance(part, ast.Return)]

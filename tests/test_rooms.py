@@ -18,7 +18,7 @@ HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview
 # Top-level modules a room may import besides the standard library; relative imports are judged by `_relative`.
 OUTSIDE = {
     "cogvideox": {"torch", "einops"},
-    "nodes/host": {"torch", "einops", "safetensors", "numpy", "PIL", "gguf"} | HOST,
+    "nodes/host": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "gguf"} | HOST,
     "nodes": {"torch", "folder_paths", "comfy_api"},
     "demo": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "aiohttp"},
     "tools": {"torch", "safetensors", "numpy", "gguf"},

@@ -32,6 +32,8 @@ from ...cogvideox.variants import LATENT_CHANNELS, OFS, SPATIAL_COMPRESSION, TEM
 from .conditioning import CONTROL_VIDEO, KNOWN_FRAMES, KNOWN_STRENGTH, MASKED_VIDEO, KnownFrames
 from .gguf import name_blocks
 from .preview import PREVIEW_BIAS, PREVIEW_FACTORS, FrameCycle
+from .regions import fit_regions
+from .windows import windows_of
 
 log = logging.getLogger(__name__)
 
@@ -373,6 +375,7 @@ def sample_with_leading_latent(
             if prompt.get(KNOWN_FRAMES) is not None:
                 prompt.update(model.see(prompt[KNOWN_FRAMES], prompt[KNOWN_STRENGTH], frames))
     leading, behind = model.extra_latents(frames)
+    fit_to_video(executor.class_obj, tuple(noise.shape[2:]), (leading, behind), model.variant.transformer.patch_size)
     if leading + behind == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
 
@@ -391,6 +394,17 @@ def sample_with_leading_latent(
     trimmed = trimmed if callback is not None else None
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, trimmed, disable_pbar, seed, **kwargs)
     return out[:, :, asked]
+
+
+def fit_to_video(guider, size: tuple[int, int, int], extra: tuple[int, int], patch: int) -> None:
+    """Fit areas, masks and context windows of a run to latents of `size` (T, H, W); the host made them for this run.
+
+    `extra` counts the latents that are put in front of and behind the video.
+    """
+    guider.conds = {name: fit_regions(conds, size, extra, patch) for name, conds in guider.conds.items()}
+    handler = guider.model_options.get("context_handler")
+    if handler is not None:
+        guider.model_options["context_handler"] = windows_of(handler, extra[0])
 
 
 def forget_tables(executor, *args, **kwargs):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from pack.demo import tiny_pipeline
 from safetensors.torch import save_file
+from torchvision.models.optical_flow import raft_large
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # The learned table of a single file is read as the released 5B-I2V's, so this one has that size.
@@ -75,6 +76,13 @@ def lora(rank: int = 4) -> dict[str, torch.Tensor]:
     return weights
 
 
+def optical_flow() -> dict[str, torch.Tensor]:
+    """Return random weights of torchvision's RAFT, the host's flow model, whose update block ends in no motion."""
+    weights = raft_large().state_dict()
+    last = "update_block.flow_head.conv2."
+    return {name: torch.zeros_like(value) if name.startswith(last) else value for name, value in weights.items()}
+
+
 def write(models: Path) -> None:
     """Write every model of the workflows below the folder `models`."""
     torch.manual_seed(0)
@@ -95,6 +103,9 @@ def write(models: Path) -> None:
         ("upscale_models", "RealESRGAN_x4plus", upscaler()),
         ("frame_interpolation", "film_net_fp16", interpolator()),
         ("loras", "pytorch_lora_weights", lora()),
+        ("loras", "I2V5B_final_i38800_nearest_lora_weights", lora()),
+        ("loras", "orbit_left_lora_weights", lora()),
+        ("optical_flow", "raft_large_C_T_SKHT_V2-ff5fadd5", optical_flow()),
     ):
         (models / folder).mkdir(parents=True, exist_ok=True)
         save_file(weights, models / folder / f"{name}.safetensors")

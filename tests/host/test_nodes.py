@@ -99,6 +99,18 @@ PROMISE = {
         "LATENT",
     ),
     "CogVideoXVAEDecode": ("samples:LATENT vae:VAE memory:COMBO", "IMAGE"),
+    "CogVideoXWarpedNoise": (
+        "seed:INT downsampling:COMBO degradation:FLOAT video:IMAGE? optical_flow:OPTICAL_FLOW? flow:IMAGE? "
+        "flow_range:FLOAT? detail:INT?",
+        "NOISE",
+    ),
+    "CogVideoXRIFLEx": ("model:MODEL k:INT share:FLOAT frames:INT", "MODEL"),
+    "CogVideoXContinueVideo": (
+        "positive:CONDITIONING negative:CONDITIONING vae:VAE video:IMAGE length:INT overlap:INT start_image:BOOLEAN",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
+    "CogVideoXJoinVideos": ("first:IMAGE second:IMAGE overlap:INT", "IMAGE"),
+    "CogVideoXDecodeToVideo": ("samples:LATENT vae:VAE fps:FLOAT crf:FLOAT memory:COMBO", "VIDEO"),
     "CogVideoXVAEEncode": ("pixels:IMAGE vae:VAE posterior:COMBO seed:INT", "LATENT"),
 }
 # Widget values that shared workflows hold; more may come.
@@ -119,6 +131,8 @@ CHOICES = {
     ("CogVideoXAttention", "attention"): {"sage", "sage3", "flash", "xformers", "pytorch"},
     ("CogVideoXVAEDecode", "memory"): {"auto", "whole frame", "slabs", "tiles"},
     ("CogVideoXVAEEncode", "posterior"): {"mode", "sample"},
+    ("CogVideoXWarpedNoise", "downsampling"): {"nearest", "blend", "blend_norm"},
+    ("CogVideoXDecodeToVideo", "memory"): {"auto", "whole frame", "slabs"},
 }
 # DESIGN section 4: what an untouched node makes.
 DEFAULTS = {
@@ -135,6 +149,11 @@ DEFAULTS = {
     "CogVideoXAttention": {"attention": "sage"},
     "CogVideoXEnhanceVideo": {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0},
     "CogVideoXVAEDecode": {"memory": "auto"},
+    "CogVideoXWarpedNoise": {"downsampling": "nearest", "degradation": 0.5, "flow_range": 64.0, "detail": 32},
+    "CogVideoXRIFLEx": {"k": 2, "share": 0.9, "frames": 0},
+    "CogVideoXContinueVideo": {"length": 49, "overlap": 9, "start_image": True},
+    "CogVideoXJoinVideos": {"overlap": 9},
+    "CogVideoXDecodeToVideo": {"fps": 8.0, "crf": 18.0, "memory": "auto"},
     "CogVideoXVAEEncode": {"posterior": "mode"},
     "CogVideoXLoadModel": {"weight_dtype": "auto", "variant": "auto"},
     "CogVideoXLoadLoRA": {"strength": 1.0, "scaling": "auto"},
@@ -151,7 +170,7 @@ DownloadAndLoadCogVideoControlNet DownloadAndLoadCogVideoGGUFModel DownloadAndLo
 DownloadAndLoadToraModel ToraEncodeOpticalFlow ToraEncodeTrajectory
 """.split()
 HOST_TYPES = set(
-    "MODEL CLIP VAE CONDITIONING LATENT SIGMAS SAMPLER GUIDER NOISE CONTROL_NET IMAGE MASK "
+    "MODEL CLIP VAE CONDITIONING LATENT SIGMAS SAMPLER GUIDER NOISE CONTROL_NET IMAGE MASK VIDEO OPTICAL_FLOW "
     "INT FLOAT STRING BOOLEAN COMBO".split()
 )
 FAMILIES = ("loaders", "text", "latent", "conditioning", "sampling", "vae", "control", "patches", "merging")
@@ -217,7 +236,9 @@ def test_a_node_says_what_it_is(node):
 def test_sockets_are_host_types(node):
     schema = node.GET_SCHEMA()
     assert {item.get_io_type() for item in (*schema.inputs, *schema.outputs)} <= HOST_TYPES
-    assert not re.search(r"(?<!`)io\.Custom\(", Path(inspect.getfile(node)).read_text(encoding="utf-8"))
+    # ComfyUI names some of its own sockets by their type alone.
+    custom = re.findall(r"(?<!`)io\.Custom\((.*?)\)", Path(inspect.getfile(node)).read_text(encoding="utf-8"))
+    assert {name.strip('"') for name in custom} <= HOST_TYPES
 
 
 def host_ids() -> set[str]:
