@@ -25,7 +25,9 @@ from .variants import (
     LATENT_SCALE_5B,
     SNR_SHIFT_2B,
     SNR_SHIFT_5B,
+    SPATIAL_COMPRESSION,
     TEXT_TOKENS,
+    ControlNetConfig,
     TransformerConfig,
     VAEConfig,
     Variant,
@@ -176,6 +178,17 @@ def normalise_vae(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: found[key] for key, name in names.items() if name is not None}
 
 
+def normalise_controlnet(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return TheDenk's ControlNet under its published names."""
+    state_dict = _unwrap(state_dict)
+    found = _below_prefix(state_dict, keys.CONTROLNET_MARKER)
+    if found is None:
+        raise _wrong_file(state_dict, keys.CONTROLNET, ["controlnet_encode_first"])
+    if missing := set(keys.CONTROLNET_MODULES) - _modules(found):
+        raise _wrong_file(found, keys.CONTROLNET, missing)
+    return {name: part for key, tensor in found.items() for name, part in _split(key, tensor)}
+
+
 # --- shapes --------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +269,29 @@ def transformer_config(state_dict: Mapping[str, Any]) -> TransformerConfig:
         attention_bias="transformer_blocks.0.attn1.to_q.bias" in state_dict,
         **patch,
         **_positions(state_dict, width, patch["patch_size_t"]),
+    )
+
+
+def controlnet_config(state_dict: Mapping[str, Any]) -> ControlNetConfig:
+    """Return the shape of a ControlNet from its names and tensor shapes."""
+    (width,) = _shape(state_dict, "patch_embed.text_proj.bias")
+    (head_dim,) = _shape(state_dict, "transformer_blocks.0.attn1.norm_q.weight")
+    patch = _shape(state_dict, "patch_embed.proj.weight")
+    projected = "out_projectors.0.bias"
+    transformer = TransformerConfig(
+        num_attention_heads=width // head_dim,
+        attention_head_dim=head_dim,
+        in_channels=patch[1],
+        num_layers=_count(state_dict, "transformer_blocks"),
+        time_embed_dim=_shape(state_dict, "time_embedding.linear_2.bias")[0],
+        text_embed_dim=_shape(state_dict, "patch_embed.text_proj.weight")[1],
+        patch_size=patch[-1],
+        attention_bias="transformer_blocks.0.attn1.to_q.bias" in state_dict,
+    )
+    return ControlNetConfig(
+        transformer,
+        hint_channels=_shape(state_dict, "controlnet_encode_first.0.weight")[1] // SPATIAL_COMPRESSION**2,
+        out_proj_dim=_shape(state_dict, projected)[0] if projected in state_dict else None,
     )
 
 

@@ -97,6 +97,7 @@ VAE_RENAMES = (
 # One key that tells the family; what stands before it is the file's prefix.
 TRANSFORMER_MARKER = r"(?P<prefix>(?:.+?\.)??)(?:mixins\.)?patch_embed\.text_proj\.bias"
 VAE_MARKER = r"(?P<prefix>(?:.+?\.)??)decoder\.(?:mid_block\.resnets\.0|mid\.block_1)\.norm1\.conv_y\.conv\.weight"
+CONTROLNET_MARKER = r"(?P<prefix>(?:.+?\.)??)controlnet_encode_first\.0\.weight"
 KNOWN_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "first_stage_model.", "vae.")
 
 # Neighbours of a prefix-less model in an all-in-one checkpoint.
@@ -111,6 +112,15 @@ TRANSFORMER_MODULES = (
     "transformer_blocks.0.ff.net.2",
     "norm_out.linear",
     "proj_out",
+)
+
+CONTROLNET_MODULES = (
+    "controlnet_encode_second.0",
+    "patch_embed.proj",
+    "time_embedding.linear_1",
+    "transformer_blocks.0.norm1.linear",
+    "transformer_blocks.0.attn1.to_out.0",
+    "transformer_blocks.0.ff.net.2",
 )
 
 WRAPPERS = ("module", "model", "state_dict")  # SAT (DeepSpeed) and lightning files nest the weights under one of these

@@ -123,6 +123,19 @@ def add_gated(
     return x
 
 
+def add_control(
+    x: torch.Tensor, control: dict[str, list[torch.Tensor | None]] | None, index: int, length: int
+) -> torch.Tensor:
+    """Add what a ControlNet has for block `index` to the video tokens of x [B, L + S, D], as `add_gated` does."""
+    states = control["output"] if control else ()
+    if index >= len(states) or states[index] is None:
+        return x
+    if torch.is_grad_enabled():
+        return torch.cat((x[:, :length], x[:, length:] + states[index].to(x)), dim=1)
+    x[:, length:].add_(states[index].to(x))
+    return x
+
+
 class CogVideoXAttention(nn.Module):
     """Full attention over the joint sequence, with normalised queries and keys."""
 
@@ -250,12 +263,14 @@ class CogVideoXTransformer3DModel(nn.Module):
         timestep: torch.Tensor,
         context: torch.Tensor,
         ofs: torch.Tensor | None = None,
+        control: dict[str, list[torch.Tensor | None]] | None = None,
         transformer_options: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """Predict the velocity of x [B, C, T, H, W] at `timestep` [B] (0 to 999) for `context` [B, L, text width].
 
         `ofs` [B] is the constant of CogVideoX1.5-5B-I2V. An odd T under temporal patches gets its first frame twice,
-        trimmed again from the result [B, out_channels, T, H, W]. `transformer_options` carries a host's patches:
+        trimmed again from the result [B, out_channels, T, H, W]. `control["output"][i]` [B, S, D] is added to the video
+        tokens behind block i. `transformer_options` carries a host's patches:
         `patches_replace["dit"][("double_block", i)]`, `patches["attn1_output_patch"]`, `rope_options` and
         `blocks_override(run, x, emb, options)`, which stands in for the blocks and may call `run(x, start, stop)`.
         """
@@ -277,6 +292,7 @@ class CogVideoXTransformer3DModel(nn.Module):
             for index, block in list(enumerate(self.transformer_blocks))[start:stop]:
                 options.update(block_index=index, block_type="double", total_blocks=len(self.transformer_blocks))
                 x = self.run_block(index, block, x, emb, length, rope, options)
+                x = add_control(x, control, index, length)
             return x
 
         override = options.get("blocks_override")

@@ -21,6 +21,7 @@ EXPECTED = {
     "t2v_advanced",
     "t2v_fast",
     "t2v_upscale_interpolate",
+    "controlnet",
 }
 
 OURS = {id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'node_id="(\w+)"', path.read_text("utf-8"))}
@@ -28,6 +29,8 @@ OURS = {id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'node
 STOCK = {
     "CFGGuider",
     "CLIPLoader",
+    "Canny",
+    "ControlNetApplyAdvanced",
     "CreateVideo",
     "EmptyImage",
     "FrameInterpolate",
@@ -47,7 +50,7 @@ STOCK = {
     "UpscaleModelLoader",
     "VAEDecode",
 }
-MODEL_FOLDERS = {"diffusion_models", "text_encoders", "vae", "upscale_models", "frame_interpolation"}
+MODEL_FOLDERS = {"diffusion_models", "text_encoders", "vae", "upscale_models", "frame_interpolation", "controlnet"}
 ABSOLUTE = re.compile(r"(^|[\s\"'(])(/\w+/|~/|[A-Za-z]:[\\/]|\\\\|file:)")
 GROUPS = ["Models", "Prompt", "Video", "Save"]  # in every workflow, others between
 TITLE_HEIGHT = 30

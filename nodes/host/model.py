@@ -58,7 +58,7 @@ class Transformer(CogVideoXTransformer3DModel):
         )
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
         # Wrappers take the latents as the first and the options as the last positional argument.
-        return executor.execute(x, timestep, context, ofs, transformer_options)
+        return executor.execute(x, timestep, context, ofs, control, transformer_options)
 
 
 class CogVideoXLatentFormat(comfy.latent_formats.LatentFormat):
@@ -267,6 +267,8 @@ def sample_with_leading_latent(
     for name, prompts in executor.class_obj.conds.items():
         if not prompts:
             raise ValueError(f"The {name} CONDITIONING is empty. {PROMPT_NEEDED}")
+        for prompt in prompts:
+            check_control(prompt.get("control"), model, noise.shape)
     leading = leading_frames(noise.shape[2], model.variant.transformer.patch_size_t)
     if leading == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
@@ -284,6 +286,18 @@ def sample_with_leading_latent(
     trimmed = trimmed if callback is not None else None
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, trimmed, disable_pbar, seed, **kwargs)
     return out[:, :, leading:]
+
+
+def check_control(control, model: CogVideoX, shape: torch.Size) -> None:
+    """Raise where a ControlNet of a prompt, or one chained before it, does not fit the model or latents of `shape`."""
+    while control is not None:
+        if not hasattr(control, "check_video"):
+            raise ValueError(
+                f"{model.variant.name} got a ControlNet of another model family. "
+                "Load one made for CogVideoX 2B or 5B with Load CogVideoX ControlNet."
+            )
+        control.check_video(model, shape)
+        control = control.previous_controlnet
 
 
 def forget_tables(executor, *args, **kwargs):

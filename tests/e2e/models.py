@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pack.cogvideox.controlnet import CogVideoXControlNet
+from pack.cogvideox.variants import ControlNetConfig
 from pack.demo import tiny_pipeline
 from safetensors.torch import save_file
 
@@ -55,6 +57,13 @@ def interpolator(width: int = 8, head: int = 2) -> dict[str, torch.Tensor]:
     return weights
 
 
+def controlnet() -> dict[str, torch.Tensor]:
+    """Return the weights of a ControlNet of one block for the tiny 5B."""
+    body = replace(tiny_pipeline.VARIANTS["5b"], in_channels=64, num_layers=1)
+    shapes = tiny_pipeline.module_shapes(CogVideoXControlNet(ControlNetConfig(body)))
+    return tiny_pipeline.random_weights(shapes, seed=7)
+
+
 def write(models: Path) -> None:
     """Write every model of the workflows below the folder `models`."""
     torch.manual_seed(0)
@@ -74,6 +83,7 @@ def write(models: Path) -> None:
     for folder, name, weights in (
         ("upscale_models", "RealESRGAN_x4plus", upscaler()),
         ("frame_interpolation", "film_net_fp16", interpolator()),
+        ("controlnet", "diffusion_pytorch_model", controlnet()),
     ):
         (models / folder).mkdir(parents=True, exist_ok=True)
         save_file(weights, models / folder / f"{name}.safetensors")

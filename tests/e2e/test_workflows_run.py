@@ -12,7 +12,13 @@ WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 3
 SMALL = {"width": WIDTH, "height": HEIGHT, "length": LENGTH, "steps": STEPS}
 SAMPLERS = ("KSampler", "CogVideoXSampler", "SamplerCustomAdvanced")
 DECODERS = ("VAEDecode", "CogVideoXVAEDecode")
-FPS = {"t2v_15": 16, "i2v_15": 16, "t2v_upscale_interpolate": 16, "v2v": 10}  # others: 8; v2v: the source's
+FPS = {
+    "t2v_15": 16,
+    "i2v_15": 16,
+    "t2v_upscale_interpolate": 16,
+    "v2v": 10,
+    "controlnet": 10,
+}  # others: 8; 10: the source's
 
 
 def with_tiny_text_encoder(prompt: Prompt) -> Prompt:

@@ -54,6 +54,7 @@ PROMISE = {
     "CogVideoXLoadModel": ("model_name:COMBO weight_dtype:COMBO variant:COMBO", "MODEL"),
     "CogVideoXLoadVAE": ("vae_name:COMBO weight_dtype:COMBO?", "VAE"),
     "CogVideoXLoadTextEncoder": ("text_encoder_name:COMBO", "CLIP"),
+    "CogVideoXLoadControlNet": ("control_net_name:COMBO weight_dtype:COMBO?", "CONTROL_NET"),
     "CogVideoXTextEncode": ("clip:CLIP text:STRING long_prompt:COMBO prompt_weights:BOOLEAN?", "CONDITIONING"),
     "EmptyCogVideoXLatentVideo": (SIZE, "LATENT"),
     "CogVideoXImageToVideo": (
@@ -85,6 +86,7 @@ CHOICES = {
     ("CogVideoXLoadModel", "weight_dtype"): {"auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"},
     ("CogVideoXLoadModel", "variant"): {"auto", "2b", "5b", "image_latents", "image_unscaled", "image_diffusers"},
     ("CogVideoXLoadVAE", "weight_dtype"): {"auto", "bf16", "fp16", "fp32"},
+    ("CogVideoXLoadControlNet", "weight_dtype"): {"auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"},
     ("CogVideoXTextEncode", "long_prompt"): {"truncate", "blend"},
     ("CogVideoXSamplerSelect", "sampler_name"): {"ddim", "dpm"},
     ("CogVideoXSampler", "sampler_name"): {"ddim", "dpm"},
