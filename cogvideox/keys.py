@@ -40,6 +40,7 @@ TRANSFORMER_RENAMES = (
     ("mixins.patch_embed.proj", "patch_embed.proj"),
     ("mixins.patch_embed.text_proj", "patch_embed.text_proj"),
     ("mixins.pos_embed.pos_embedding", "patch_embed.pos_embedding"),
+    ("mixins.adaln_layer.fuser_list.{n}", "fuser.{n}"),
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
     ("ofs_embed.0", "ofs_embedding.linear_1"),
@@ -141,6 +142,11 @@ QUANT_SUFFIXES = (
 WHOLE_LAYER_SUFFIXES = ("weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant", "scale_input")
 PACKED_SUFFIXES = ("Q4_0_qweight", "Q8_0_qweight")  # take the place of `weight`
 
+# Branches that fine-tunes put beside the transformer, by their modules under diffusers' names.
+TORA = r"(fuser|traj_extractor)\."
+DIFFUSION_AS_SHADER = r"(transformer_blocks_copy|combine_linears|initial_combine_linear)\."
+CONSISID = r"(local_facial_extractor|perceiver_cross_attention)\."
+
 CONTROLNET = "a ControlNet of CogVideoX"
 LORA = "a LoRA"
 TEXT_ENCODER = "a T5 text encoder"
@@ -157,6 +163,13 @@ OTHER_FILES = (
         "Load it with Load CogVideoX LoRA",
     ),
     (r"^(.+\.)?controlnet_encode_first\.", CONTROLNET, "Load it with Load CogVideoX ControlNet"),
+    (r"^(.+\.)?(\d+\.flow_gamma_spatial|traj_extractor)\.", "Tora", "Load it with Load CogVideoX Tora"),
+    (
+        r"^(.+\.)?initial_combine_linear\.",
+        "Diffusion as Shader",
+        "Load it with Load CogVideoX Diffusion as Shader",
+    ),
+    (r"^(.+\.)?local_facial_extractor\.", "ConsisID", "Load it with Load CogVideoX ConsisID"),
     (
         r"^control_model\.|^(.+\.)?(controlnet_|input_hint_block\.|zero_convs\.)",
         "a ControlNet of another model",

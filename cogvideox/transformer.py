@@ -204,6 +204,8 @@ class CogVideoXBlock(nn.Module):
         self, x: torch.Tensor, emb: torch.Tensor, length: int, rope: torch.Tensor | None, options: dict[str, Any]
     ) -> torch.Tensor:
         h, gate, text_gate = self.norm1(x, emb, length)
+        for patch in options.get("patches", {}).get("norm1_patch", ()):
+            h = patch(h, options)
         x = add_gated(x, self.attn1(h, rope, options), length, text_gate, gate)
         h, gate, text_gate = self.norm2(x, emb, length)
         return add_gated(x, self.ff(h), length, text_gate, gate)
@@ -271,7 +273,9 @@ class CogVideoXTransformer3DModel(nn.Module):
         `ofs` [B] is the constant of CogVideoX1.5-5B-I2V. An odd T under temporal patches gets its first frame twice,
         trimmed again from the result [B, out_channels, T, H, W]. `control["output"][i]` [B, S, D] is added to the video
         tokens behind block i. `transformer_options` carries a host's patches:
-        `patches_replace["dit"][("double_block", i)]`, `patches["attn1_output_patch"]`, `rope_options` and
+        `patches_replace["dit"][("double_block", i)]`, `patches["double_block"]` (the video tokens behind each block),
+        `patches["norm1_patch"]` and `patches["attn1_output_patch"]` (what goes into attention and comes out of it),
+        `rope_options` and
         `blocks_override(run, x, emb, options)`, which stands in for the blocks and may call `run(x, start, stop)`.
         """
         config, length = self.config, context.shape[1]
@@ -293,6 +297,9 @@ class CogVideoXTransformer3DModel(nn.Module):
                 options.update(block_index=index, block_type="double", total_blocks=len(self.transformer_blocks))
                 x = self.run_block(index, block, x, emb, length, rope, options)
                 x = add_control(x, control, index, length)
+                for patch in options.get("patches", {}).get("double_block", ()):
+                    args = {"img": x[:, length:], "txt": x[:, :length], "vec": emb, "pe": rope, "block_index": index}
+                    x = torch.cat((x[:, :length], patch({**args, "transformer_options": options})["img"]), dim=1)
             return x
 
         override = options.get("blocks_override")

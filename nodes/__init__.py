@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import conditioning, latent, loaders, patches, sampling, text, vae
+from . import branches, conditioning, latent, loaders, patches, sampling, text, vae
 from .host.files import register_folders
 
-FAMILIES = (loaders, text, latent, conditioning, sampling, vae, patches)
+FAMILIES = (loaders, text, latent, conditioning, sampling, vae, branches, patches)
 
 
 class CogVideoXExtension(ComfyExtension):

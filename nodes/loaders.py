@@ -14,7 +14,7 @@ from .host.text_encoder import show_on_node
 
 CATEGORY = "CogVideoX/loaders"
 MODEL_FOLDERS = ("diffusion_models", "unet")
-CONTROLNET_DTYPES = ["auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"]
+BRANCH_DTYPES = ["auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"]
 VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
 
 WEIGHT_DTYPE_TOOLTIP = (
@@ -209,7 +209,7 @@ class CogVideoXLoadControlNet(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=CONTROLNET_DTYPES,
+                    options=BRANCH_DTYPES,
                     default="auto",
                     optional=True,
                     advanced=True,

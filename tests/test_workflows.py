@@ -22,6 +22,9 @@ EXPECTED = {
     "t2v_fast",
     "t2v_upscale_interpolate",
     "controlnet",
+    "tora",
+    "diffusion_as_shader",
+    "consisid",
 }
 
 OURS = {id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'node_id="(\w+)"', path.read_text("utf-8"))}
@@ -51,6 +54,13 @@ STOCK = {
     "VAEDecode",
 }
 MODEL_FOLDERS = {"diffusion_models", "text_encoders", "vae", "upscale_models", "frame_interpolation", "controlnet"}
+FOLDER_LOADERS = {
+    "CogVideoXLoadPipeline",
+    "CogVideoXLoadModel",
+    "CogVideoXLoadTora",
+    "CogVideoXLoadDiffusionAsShader",
+    "CogVideoXLoadConsisID",
+}
 ABSOLUTE = re.compile(r"(^|[\s\"'(])(/\w+/|~/|[A-Za-z]:[\\/]|\\\\|file:)")
 GROUPS = ["Models", "Prompt", "Video", "Save"]  # in every workflow, others between
 TITLE_HEIGHT = 30
@@ -169,7 +179,7 @@ def test_missing_models_can_be_offered(graph):
             assert model["directory"] in MODEL_FOLDERS
             assert re.fullmatch(r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/[\w./-]+", model["url"])
             assert model["url"].rsplit("/", 1)[1] == model["name"]
-        if node["type"] in ("CogVideoXLoadPipeline", "CogVideoXLoadModel") and not files:
+        if node["type"] in FOLDER_LOADERS and not files:
             folder = node["widgets_values"][0]
             if (ROOT / "demo" / folder).is_dir():
                 continue  # comes with the pack
@@ -195,7 +205,7 @@ def test_sizes_are_those_of_the_model(graph):
     width, height, length, fps = (1360, 768, 81, 16) if name.endswith("_15") else (720, 480, 49, 8)
     if name.startswith("demo_"):
         width, height, length = 96, 64, 17
-    for node in nodes_of(graph, "EmptyCogVideoXLatentVideo", "CogVideoXImageToVideo"):
+    for node in nodes_of(graph, "EmptyCogVideoXLatentVideo", "CogVideoXImageToVideo", "CogVideoXIdentityToVideo"):
         assert node["widgets_values"][:3] == [width, height, length]
     (maker,) = nodes_of(graph, "CreateVideo")
     linked = any(entry["name"] == "fps" and entry["link"] is not None for entry in maker["inputs"])

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import comfy.controlnet
 import comfy.model_management
-import comfy.ops
 import comfy.utils
 import torch
 from einops import rearrange
 
-from ...cogvideox.checkpoint import check_keys, controlnet_config, normalise_controlnet
+from ...cogvideox.checkpoint import controlnet_config, normalise_controlnet
 from ...cogvideox.controlnet import CogVideoXControlNet
 from ...cogvideox.latents import latent_frames, pixel_frames
 from ...cogvideox.variants import COGVIDEOX_2B, COGVIDEOX_5B, SPATIAL_COMPRESSION, ControlNetConfig
+from .branches import build
 from .files import read_state_dict
-from .model import CogVideoX, ModelConfig, attention
-from .precision import (
-    FLOAT8,
-    WEIGHT_DTYPES,
-    cast_weights,
-    check_quantisation,
-    choose_dtype,
-    mark_quantised_layers,
-    quantise,
-)
+from .model import CogVideoX, attention
+from .precision import mark_quantised_layers
 
 # Models by the width of their tokens, to name the one a ControlNet was made for.
 MADE_FOR = {variant.transformer.inner_dim: variant.name for variant in (COGVIDEOX_2B, COGVIDEOX_5B)}
@@ -36,29 +29,10 @@ def load_controlnet(path: str, weight_dtype: str = "auto") -> ControlNet:
     state_dict, metadata = read_state_dict(Path(path))
     mark_quantised_layers(state_dict, metadata)
     state_dict = normalise_controlnet(state_dict)
-    state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata={})
     config = controlnet_config(state_dict)
-    with torch.device("meta"):
-        expected = CogVideoXControlNet(config).state_dict()
-    check_keys(state_dict, {key: tensor.shape for key, tensor in expected.items()})
-    check_quantisation(state_dict)
-
-    wanted = WEIGHT_DTYPES[weight_dtype]
-    if wanted in FLOAT8:
-        quantise(state_dict, wanted)
-    # Stored and computed with as the model it was made for would be.
     like = COGVIDEOX_2B if config.state_dim == COGVIDEOX_2B.transformer.inner_dim else COGVIDEOX_5B
-    model_config = ModelConfig(like)
-    model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
-    dtype = choose_dtype(model_config, state_dict, wanted)
-    if model_config.quant_config is None and dtype not in FLOAT8:
-        cast_weights(state_dict, dtype)
-    compute = model_config.manual_cast_dtype
-    operations = comfy.ops.pick_operations(dtype, compute, model_config=model_config)
-    model = CogVideoXControlNet(config, dtype=dtype, operations=operations, attention=attention)
-    model.load_state_dict(state_dict, strict=False, assign=True)  # checked above; marks of layers are no parameters
-    model.requires_grad_(False).eval()
-    comfy.model_management.archive_model_dtypes(model)
+    make = partial(CogVideoXControlNet, attention=attention)
+    model, compute = build(make, config, state_dict, weight_dtype, like)
     return ControlNet(model, comfy.model_management.get_torch_device(), compute)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,20 @@ PADDING_KEY = "cogvideox_leading_latent"
 TABLES_KEY = "cogvideox_position_tables"
 
 
-def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", disable_dynamic: bool = False):
-    """Load a transformer from a weight file, a component folder or a pipeline folder as the host's ModelPatcher."""
+def load_model(
+    path: str,
+    weight_dtype: str = "auto",
+    override: str = "auto",
+    add_on: str | None = None,
+    disable_dynamic: bool = False,
+):
+    """Load a transformer from a weight file, a component folder or a pipeline folder as the host's ModelPatcher.
+
+    Tensors whose names match `add_on`, a branch beside the transformer that has its own loader, are left in the file.
+    """
     state_dict, variant = read_transformer(Path(path), override)
+    if add_on is not None:
+        state_dict = {key: tensor for key, tensor in state_dict.items() if not re.match(add_on, key)}
     state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata={})
     with torch.device("meta"):
         expected = CogVideoXTransformer3DModel(variant.transformer).state_dict()
@@ -67,7 +79,7 @@ def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", di
     if model_config.quant_config is None and dtype not in FLOAT8:
         cast_weights(state_dict, dtype)
     patcher = make_patcher(model_config, state_dict, disable_dynamic)
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype, override))
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype, override, add_on))
     log.info("%s", describe(patcher))
     return patcher
 

@@ -33,6 +33,9 @@ PAD_SEED = 0x436F67566964
 # more for what a kernel keeps to itself. Not measured on a graphics card.
 WORKING_WIDTHS = 12
 
+# What networks beside the transformer read, in CONDITIONING and in the options of a forward.
+BRANCHES = "cogvideox_branches"
+
 PROMPT_NEEDED = "Connect CogVideoX Text Encode; the negative prompt may be empty text."
 
 
@@ -56,6 +59,8 @@ class Transformer(CogVideoXTransformer3DModel):
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
         )
+        if kwargs:
+            transformer_options = {**transformer_options, BRANCHES: kwargs}
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
         # Wrappers take the latents as the first and the options as the last positional argument.
         return executor.execute(x, timestep, context, ofs, control, transformer_options)
@@ -126,6 +131,8 @@ class CogVideoX(comfy.model_base.BaseModel):
         out["c_crossattn"] = comfy.conds.CONDRegular(context.to(kwargs["device"]))
         if self.variant.transformer.ofs_embed_dim:
             out["ofs"] = comfy.conds.CONDRegular(torch.tensor([OFS], device=kwargs["device"]))
+        for attachment in kwargs.get(BRANCHES, {}).values():
+            out.update(attachment.conds(self, kwargs["device"]))
         return out
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
@@ -269,6 +276,8 @@ def sample_with_leading_latent(
             raise ValueError(f"The {name} CONDITIONING is empty. {PROMPT_NEEDED}")
         for prompt in prompts:
             check_control(prompt.get("control"), model, noise.shape)
+            for attachment in prompt.get(BRANCHES, {}).values():
+                attachment.check(executor.class_obj.model_patcher, noise.shape)
     leading = leading_frames(noise.shape[2], model.variant.transformer.patch_size_t)
     if leading == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)

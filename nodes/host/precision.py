@@ -33,7 +33,7 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 # The weights that stand eight bits: the large matrices of the blocks. Embeddings, norms with their linear layers, and
 # biases do not (the keep list of the older pack and of torchao's CogVideoX recipe; 1.5 breaks with a narrow `norm1`).
-EIGHT_BIT = re.compile(r"transformer_blocks\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))\.weight")
+EIGHT_BIT = re.compile(r"transformer_blocks(_copy)?\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))\.weight")
 
 # Of those, the ones that may also multiply in eight bits. The host rounds what goes into them as it is, between -448
 # and 448: normalised tokens and what attention makes of them stay in there, the hidden layer of the feed-forward may
