@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from . import keys
+from .consisid import ConsisIDConfig
 from .ggml import unpacked_shape
+from .shader import ShaderConfig
+from .tora import ToraConfig
 from .variants import (
     COGVIDEOX_2B,
     COGVIDEOX_15_5B,
@@ -26,7 +29,9 @@ from .variants import (
     LATENT_SCALE_5B,
     SNR_SHIFT_2B,
     SNR_SHIFT_5B,
+    SPATIAL_COMPRESSION,
     TEXT_TOKENS,
+    ControlNetConfig,
     TransformerConfig,
     VAEConfig,
     Variant,
@@ -177,6 +182,41 @@ def normalise_vae(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: found[key] for key, name in names.items() if name is not None}
 
 
+def normalise_controlnet(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return TheDenk's ControlNet under its published names."""
+    state_dict = _unwrap(state_dict)
+    found = _below_prefix(state_dict, keys.CONTROLNET_MARKER)
+    if found is None:
+        raise _wrong_file(state_dict, keys.CONTROLNET, ["controlnet_encode_first"])
+    if missing := set(keys.CONTROLNET_MODULES) - _modules(found):
+        raise _wrong_file(found, keys.CONTROLNET, missing)
+    return {name: part for key, tensor in found.items() for name, part in _split(key, tensor)}
+
+
+def normalise_branch(state_dict: Mapping[str, Any], pattern: str, what: str) -> dict[str, Tensor]:
+    """Return the tensors whose names match `pattern` behind any prefix: a branch, in any file that has it."""
+    state_dict = _unwrap(state_dict)
+    name = re.compile(rf"(?:^|\.)((?:{pattern}).+)")
+    matches = {key: name.search(key.replace(".fuser_list.", ".fuser.")) for key in state_dict}  # SAT's name for fusers
+    found = {match[1]: state_dict[key] for key, match in matches.items() if match}
+    if not found:
+        raise _wrong_file(state_dict, what, [])
+    return found
+
+
+def normalise_tora(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return Tora from one file or from its two parts put together, whose names begin behind `fuser` and the like."""
+    state_dict = _unwrap(state_dict)
+    named = {}
+    for key, tensor in state_dict.items():
+        if re.match(r"\d+\.flow_", key):
+            key = f"fuser.{key}"
+        elif re.match(r"(body\.\d+|conv_in)\.", key):
+            key = f"traj_extractor.{key}"
+        named[key] = tensor
+    return normalise_branch(named, keys.TORA, "Tora")
+
+
 # --- shapes --------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +316,83 @@ def transformer_config(state_dict: Mapping[str, Any]) -> TransformerConfig:
         attention_bias="transformer_blocks.0.attn1.to_q.bias" in state_dict,
         **patch,
         **_positions(state_dict, width, patch["patch_size_t"]),
+    )
+
+
+def controlnet_config(state_dict: Mapping[str, Any]) -> ControlNetConfig:
+    """Return the shape of a ControlNet from its names and tensor shapes."""
+    (width,) = _shape(state_dict, "patch_embed.text_proj.bias")
+    (head_dim,) = _shape(state_dict, "transformer_blocks.0.attn1.norm_q.weight")
+    patch = _shape(state_dict, "patch_embed.proj.weight")
+    projected = "out_projectors.0.bias"
+    transformer = TransformerConfig(
+        num_attention_heads=width // head_dim,
+        attention_head_dim=head_dim,
+        in_channels=patch[1],
+        num_layers=_count(state_dict, "transformer_blocks"),
+        time_embed_dim=_shape(state_dict, "time_embedding.linear_2.bias")[0],
+        text_embed_dim=_shape(state_dict, "patch_embed.text_proj.weight")[1],
+        patch_size=patch[-1],
+        attention_bias="transformer_blocks.0.attn1.to_q.bias" in state_dict,
+    )
+    return ControlNetConfig(
+        transformer,
+        hint_channels=_shape(state_dict, "controlnet_encode_first.0.weight")[1] // SPATIAL_COMPRESSION**2,
+        out_proj_dim=_shape(state_dict, projected)[0] if projected in state_dict else None,
+    )
+
+
+def tora_config(state_dict: Mapping[str, Any]) -> ToraConfig:
+    """Return the shape of Tora from its names and tensor shapes."""
+    blocks = _count(state_dict, "fuser")
+    if "traj_extractor.conv_in.weight" not in state_dict or not blocks:
+        part = "extractor is" if blocks else "fusers are"
+        raise CheckpointError(
+            f"The file holds only a part of Tora: its {part} missing. Choose the whole file, or the file of the "
+            "fusers as tora_name and that of the extractor as extractor_name."
+        )
+    channels = _shape(state_dict, "traj_extractor.conv_in.weight")[0]
+    return ToraConfig(
+        inner_dim=_shape(state_dict, "fuser.0.flow_cond_norm.weight")[0],
+        blocks=blocks,
+        channels=channels,
+        blocks_each=_count(state_dict, "traj_extractor.body") // blocks,
+    )
+
+
+def shader_config(state_dict: Mapping[str, Any]) -> ShaderConfig:
+    """Return the shape of Diffusion as Shader from its names and tensor shapes."""
+    block = "transformer_blocks_copy.0"
+    (width,) = _shape(state_dict, "initial_combine_linear.bias")
+    (head_dim,) = _shape(state_dict, f"{block}.attn1.norm_q.weight")
+    return ShaderConfig(
+        TransformerConfig(
+            num_attention_heads=width // head_dim,
+            attention_head_dim=head_dim,
+            num_layers=_count(state_dict, "transformer_blocks_copy"),
+            time_embed_dim=_shape(state_dict, f"{block}.norm1.linear.weight")[1],
+            attention_bias=f"{block}.attn1.to_q.bias" in state_dict,
+        )
+    )
+
+
+def consisid_config(state_dict: Mapping[str, Any]) -> ConsisIDConfig:
+    """Return the shape of ConsisID from its names and tensor shapes."""
+    face, cross = "local_facial_extractor", "perceiver_cross_attention"
+    queries, vit_dim = _shape(state_dict, f"{face}.latents")[1:]
+    return ConsisIDConfig(
+        inner_dim=_shape(state_dict, f"{cross}.0.norm2.weight")[0],
+        num_cross_attn=_count(state_dict, cross),
+        id_dim=_shape(state_dict, f"{face}.id_embedding_mapping.0.weight")[1],
+        vit_dim=vit_dim,
+        depth=_count(state_dict, f"{face}.layers"),
+        extractor_dim=_shape(state_dict, f"{face}.layers.0.0.to_q.weight")[0],
+        num_id_token=_shape(state_dict, f"{face}.id_embedding_mapping.6.bias")[0] // vit_dim,
+        num_queries=queries,
+        output_dim=_shape(state_dict, f"{face}.proj_out")[1],
+        ff_mult=_shape(state_dict, f"{face}.layers.0.1.1.weight")[0] // vit_dim,
+        num_scale=sum(f"{face}.mapping_{scale}.0.bias" in state_dict for scale in range(len(state_dict))),
+        cross_dim=_shape(state_dict, f"{cross}.0.to_q.weight")[0],
     )
 
 

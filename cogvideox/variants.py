@@ -82,6 +82,25 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
+class ControlNetConfig:
+    """Shape of TheDenk's ControlNet: a short transformer that reads latents and an encoded control video.
+
+    `hint_downscale` are pixels per latent; `out_proj_dim` is the width its states are brought to, where that is not the
+    width of its own tokens.
+    """
+
+    transformer: TransformerConfig
+    hint_channels: int = 3
+    hint_downscale: int = SPATIAL_COMPRESSION
+    out_proj_dim: int | None = None
+
+    @property
+    def state_dim(self) -> int:
+        """Width of the states, which must be that of the model they are added to."""
+        return self.out_proj_dim or self.transformer.inner_dim
+
+
+@dataclass(frozen=True)
 class VAEConfig:
     """Shape of one VAE; field names are those of diffusers' vae/config.json."""
 

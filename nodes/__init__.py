@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    branches,
     conditioning,
     latent,
     loaders,
@@ -32,6 +33,7 @@ FAMILIES = (
     noise,
     vae,
     long_video,
+    branches,
     patches,
     merging,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cogvideox.checkpoint import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
+from .host.controlnet import load_controlnet
 from .host.files import GGUF_FOLDER, find_pipeline, listed, model_file, pipelines
 from .host.loading import describe, load_clip, load_model, load_pipeline, load_vae
 from .host.precision import WEIGHT_DTYPES
@@ -15,6 +16,7 @@ CATEGORY = "CogVideoX/loaders"
 MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints", GGUF_FOLDER)
 VAE_FOLDERS = ("vae", "checkpoints")
 TEXT_ENCODER_FOLDERS = ("text_encoders", "checkpoints")
+BRANCH_DTYPES = ["auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"]
 VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
 
 WEIGHT_DTYPE_TOOLTIP = (
@@ -183,4 +185,50 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
         return io.NodeOutput(load_clip(str(path)))
 
 
-NODES = [CogVideoXLoadPipeline, CogVideoXLoadModel, CogVideoXLoadVAE, CogVideoXLoadTextEncoder]
+class CogVideoXLoadControlNet(io.ComfyNode):
+    """A ControlNet for the host's Apply ControlNet."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXLoadControlNet",
+            display_name="Load CogVideoX ControlNet",
+            category=CATEGORY,
+            description=(
+                "Loads a ControlNet of CogVideoX 2B or 5B (TheDenk's canny and hed) from models/controlnet. Connect it "
+                "to the stock Apply ControlNet with a control video as long as the video; several can be chained."
+            ),
+            search_aliases=["DownloadAndLoadCogVideoControlNet", "canny", "hed", "control video"],
+            inputs=[
+                io.Combo.Input(
+                    "control_net_name",
+                    options=listed(("controlnet",)),
+                    tooltip="File in models/controlnet. One for 2B steers 2B only, one for 5B steers 5B and 5B-I2V.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=BRANCH_DTYPES,
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "How the weights are kept in memory. auto: as in the file, or what the card computes with. "
+                        "fp8: the large matrices in 8 bits, scaled."
+                    ),
+                ),
+            ],
+            outputs=[io.ControlNet.Output(tooltip="The ControlNet, for Apply ControlNet.")],
+        )
+
+    @classmethod
+    def execute(cls, control_net_name, weight_dtype="auto") -> io.NodeOutput:
+        return io.NodeOutput(load_controlnet(str(model_file(("controlnet",), control_net_name)), weight_dtype))
+
+
+NODES = [
+    CogVideoXLoadPipeline,
+    CogVideoXLoadModel,
+    CogVideoXLoadVAE,
+    CogVideoXLoadTextEncoder,
+    CogVideoXLoadControlNet,
+]

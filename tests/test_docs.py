@@ -18,6 +18,7 @@ LINES = range(30, 61)
 SECTIONS = ["Inputs", "Outputs", "Typical values", "What goes wrong and why"]
 INPUT_COLUMNS = ["Input", "What it does", "Range", "Typical"]
 OUTPUT_COLUMNS = ["Output", "Type", "What it is"]
+SOCKET_NAMES = {"ControlNet": "CONTROL_NET", "AnyType": "*"}  # where the host's name is not the class in capitals
 WIDGETS = {"INT", "FLOAT", "COMBO", "STRING", "BOOLEAN"}
 QUOTED_SHARE = 0.5  # of a quoted message that must be fixed text of the code; the rest stands for values
 QUOTED_LEAST = 10  # characters
@@ -144,7 +145,7 @@ def sockets(node: ast.expr, where: Module, kind: str) -> Iterator[Socket]:
             yield from sockets(node.value, where, kind)
         case ast.Call(func=ast.Attribute(value=ast.Attribute(value=ast.Name(id="io"), attr=name), attr=made)):
             assert made == kind, f"{ast.unparse(node)} among the {kind}s"
-            yield socket(node, where, name.upper())
+            yield socket(node, where, SOCKET_NAMES.get(name, name.upper()))
         case ast.Call(func=ast.Attribute(value=ast.Name(id=custom), attr=made)):
             assert made == kind, f"{ast.unparse(node)} among the {kind}s"
             found = where.find(custom)  # a socket of another pack's or of the host's: io.Custom("ITS_TYPE")

@@ -36,6 +36,10 @@ EXPECTED = {
     "long_video",
     "continue_video",
     "t2v_riflex",
+    "controlnet",
+    "tora",
+    "diffusion_as_shader",
+    "consisid",
 }
 
 OURS = {id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'node_id="(\w+)"', path.read_text("utf-8"))}
@@ -47,6 +51,7 @@ STOCK = {
     "CLIPLoader",
     "ConditioningCombine",
     "ConditioningSetMask",
+    "ControlNetApplyAdvanced",
     "CreateVideo",
     "DisableNoise",
     "EmptyImage",
@@ -91,6 +96,14 @@ MODEL_FOLDERS = {
     "frame_interpolation",
     "loras",
     "optical_flow",
+    "controlnet",
+}
+FOLDER_LOADERS = {
+    "CogVideoXLoadPipeline",
+    "CogVideoXLoadModel",
+    "CogVideoXLoadTora",
+    "CogVideoXLoadDiffusionAsShader",
+    "CogVideoXLoadConsisID",
 }
 ABSOLUTE = re.compile(r"(^|[\s\"'(])(/\w+/|~/|[A-Za-z]:[\\/]|\\\\|file:)")
 LONG = {"long_video": 161, "t2v_riflex": 97}  # frames, where more than the model makes is the point
@@ -211,7 +224,7 @@ def test_missing_models_can_be_offered(graph):
             assert model["directory"] in MODEL_FOLDERS
             assert re.fullmatch(r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/[\w./-]+", model["url"])
             assert model["url"].rsplit("/", 1)[1] == model["name"]
-        if node["type"] in ("CogVideoXLoadPipeline", "CogVideoXLoadModel") and not files:
+        if node["type"] in FOLDER_LOADERS and not files:
             folder = node["widgets_values"][0]
             if (ROOT / "demo" / folder).is_dir():
                 continue  # comes with the pack
@@ -238,7 +251,7 @@ def test_sizes_are_those_of_the_model(graph):
     if name.startswith("demo_"):
         width, height, length = 96, 64, 17
     length = LONG.get(name, length)
-    for node in nodes_of(graph, "EmptyCogVideoXLatentVideo", "CogVideoXImageToVideo"):
+    for node in nodes_of(graph, "EmptyCogVideoXLatentVideo", "CogVideoXImageToVideo", "CogVideoXIdentityToVideo"):
         assert node["widgets_values"][:3] == [width, height, length]
     (maker,) = nodes_of(graph, "CreateVideo", "CogVideoXDecodeToVideo")
     linked = any(entry["name"] == "fps" and entry["link"] is not None for entry in maker["inputs"])

@@ -64,13 +64,25 @@ from .vae import VAE
 
 log = logging.getLogger(__name__)
 
+BRANCHES = ("ConsisID", "Diffusion as Shader", "Tora")  # which nodes of their own load
 PADDING_KEY = "cogvideox_leading_latent"
 TABLES_KEY = "cogvideox_position_tables"
 
 
-def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", disable_dynamic: bool = False):
-    """Load a transformer from a weight file, a component folder or a pipeline folder as the host's ModelPatcher."""
+def load_model(
+    path: str,
+    weight_dtype: str = "auto",
+    override: str = "auto",
+    with_branch: bool = False,
+    disable_dynamic: bool = False,
+):
+    """Load a transformer from a weight file, a component folder or a pipeline folder as the host's ModelPatcher.
+
+    `with_branch` says that the branch beside the transformer, which has its own loader, is loaded as well.
+    """
     state_dict, variant, add_on = read_transformer(Path(path), override)
+    if with_branch:
+        add_on = ""
     state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata={})
     with torch.device("meta"):
         expected = CogVideoXTransformer3DModel(variant.transformer).state_dict()
@@ -104,7 +116,7 @@ def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", di
     patcher = make_patcher(model_config, state_dict, disable_dynamic)
     if blocks:
         attend_to_patches(patcher)
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype, override))
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype, override, with_branch))
     log.info("%s", describe(patcher))
     return patcher
 
@@ -175,6 +187,7 @@ def describe(patcher) -> str:
     text = f"{patcher.model.variant.name}, {name}, {size}"
     if add_on := patcher.model.model_config.add_on:
         text += f"\nThis is the base of {add_on} alone: the layers that {add_on} adds to it are left out."
+        text += f" Load CogVideoX {add_on} loads them too." if add_on in BRANCHES else ""
     return text
 
 

@@ -45,6 +45,9 @@ PAD_SEED = 0x436F67566964
 # more for what a kernel keeps to itself. Not measured on a graphics card.
 WORKING_WIDTHS = 12
 
+# What networks beside the transformer read, in CONDITIONING and in the options of a forward.
+BRANCHES = "cogvideox_branches"
+
 PROMPT_NEEDED = "Connect CogVideoX Text Encode; the negative prompt may be empty text."
 
 
@@ -68,9 +71,11 @@ class Transformer(CogVideoXTransformer3DModel):
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
         )
+        if kwargs:
+            transformer_options = {**transformer_options, BRANCHES: kwargs}
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
         # Wrappers take the latents as the first and the options as the last positional argument.
-        return executor.execute(x, timestep, context, ofs, transformer_options)
+        return executor.execute(x, timestep, context, ofs, control, transformer_options)
 
 
 class CogVideoXLatentFormat(comfy.latent_formats.LatentFormat):
@@ -139,6 +144,8 @@ class CogVideoX(comfy.model_base.BaseModel):
         out["c_crossattn"] = comfy.conds.CONDRegular(context.to(kwargs["device"]))
         if self.variant.transformer.ofs_embed_dim:
             out["ofs"] = comfy.conds.CONDRegular(torch.tensor([OFS], device=kwargs["device"]))
+        for attachment in kwargs.get(BRANCHES, {}).values():
+            out.update(attachment.conds(self, kwargs["device"]))
         return out
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
@@ -369,6 +376,10 @@ def sample_with_leading_latent(
     for name, prompts in executor.class_obj.conds.items():
         if not prompts:
             raise ValueError(f"The {name} CONDITIONING is empty. {PROMPT_NEEDED}")
+        for prompt in prompts:
+            check_control(prompt.get("control"), model, noise.shape)
+            for attachment in prompt.get(BRANCHES, {}).values():
+                attachment.check(executor.class_obj.model_patcher, noise.shape)
     frames = noise.shape[2]
     for prompts in executor.class_obj.conds.values():
         for prompt in prompts:  # the guider's own copies, before the host loads the model
@@ -405,6 +416,18 @@ def fit_to_video(guider, size: tuple[int, int, int], extra: tuple[int, int], pat
     handler = guider.model_options.get("context_handler")
     if handler is not None:
         guider.model_options["context_handler"] = windows_of(handler, extra[0])
+
+
+def check_control(control, model: CogVideoX, shape: torch.Size) -> None:
+    """Raise where a ControlNet of a prompt, or one chained before it, does not fit the model or latents of `shape`."""
+    while control is not None:
+        if not hasattr(control, "check_video"):
+            raise ValueError(
+                f"{model.variant.name} got a ControlNet of another model family. "
+                "Load one made for CogVideoX 2B or 5B with Load CogVideoX ControlNet."
+            )
+        control.check_video(model, shape)
+        control = control.previous_controlnet
 
 
 def forget_tables(executor, *args, **kwargs):

@@ -17,7 +17,7 @@ SOURCE_FRAMES = 12  # of the video that the tests load
 SPECIAL = {"cut_and_drag": {"length": 25, "multiplier": 8}, "continue_video": {"overlap": 1}}
 FPS = {"t2v_15": 16, "i2v_15": 16, "t2v_upscale_interpolate": 16}  # others: 8
 FPS |= dict.fromkeys(
-    ("v2v", "restore_dove", "fun_inpaint", "fun_outpaint", "fun_control", "remove_void"), 10
+    ("v2v", "restore_dove", "fun_inpaint", "fun_outpaint", "fun_control", "remove_void", "controlnet"), 10
 )  # the source's
 
 

@@ -48,6 +48,7 @@ pytestmark = pytest.mark.usefixtures("inference")
 # --- the promise to shared workflows -------------------------------------------------------------------------------
 
 SIZE = "width:INT height:INT length:INT batch_size:INT"
+STEERING = "strength:FLOAT start_percent:FLOAT end_percent:FLOAT"
 # id: inputs (`?` is optional), outputs. Add rows, and inputs at the end or optional ones; never change what is here.
 PROMISE = {
     "CogVideoXLoadPipeline": ("pipeline:COMBO weight_dtype:COMBO variant:COMBO?", "MODEL CLIP VAE"),
@@ -55,6 +56,24 @@ PROMISE = {
     "CogVideoXLoadVAE": ("vae_name:COMBO weight_dtype:COMBO?", "VAE"),
     "CogVideoXLoadTextEncoder": ("text_encoder_name:COMBO", "CLIP"),
     "CogVideoXLoadLoRA": ("model:MODEL lora_name:COMBO strength:FLOAT scaling:COMBO", "MODEL"),
+    "CogVideoXLoadControlNet": ("control_net_name:COMBO weight_dtype:COMBO?", "CONTROL_NET"),
+    "CogVideoXLoadTora": ("tora_name:COMBO weight_dtype:COMBO model:MODEL? extractor_name:COMBO?", "MODEL"),
+    "CogVideoXTrajectory": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE latent:LATENT coordinates:STRING {STEERING} "
+        "optical_flow:IMAGE? image:IMAGE?",
+        "CONDITIONING CONDITIONING IMAGE",
+    ),
+    "CogVideoXLoadDiffusionAsShader": ("shader_name:COMBO weight_dtype:COMBO model:MODEL?", "MODEL"),
+    "CogVideoXTrackingVideo": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE latent:LATENT tracking_video:IMAGE {STEERING}",
+        "CONDITIONING CONDITIONING",
+    ),
+    "CogVideoXLoadConsisID": ("consisid_name:COMBO weight_dtype:COMBO model:MODEL?", "MODEL"),
+    "CogVideoXIdentityToVideo": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE image:IMAGE {SIZE} identity_name:COMBO {STEERING} "
+        "identity:*? face_keypoints:IMAGE?",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
     "CogVideoXTextEncode": ("clip:CLIP text:STRING long_prompt:COMBO prompt_weights:BOOLEAN?", "CONDITIONING"),
     "EmptyCogVideoXLatentVideo": (SIZE, "LATENT"),
     "CogVideoXImageToVideo": (
@@ -120,6 +139,7 @@ CHOICES = {
     ("CogVideoXLoadModel", "variant"): {"auto", "2b", "5b", "image_latents", "image_unscaled", "image_diffusers"},
     ("CogVideoXLoadLoRA", "scaling"): {"auto", "alpha/rank", "1/rank", "none"},
     ("CogVideoXLoadVAE", "weight_dtype"): {"auto", "bf16", "fp16", "fp32"},
+    ("CogVideoXLoadControlNet", "weight_dtype"): {"auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"},
     ("CogVideoXTextEncode", "long_prompt"): {"truncate", "blend"},
     ("CogVideoXVOIDConditioning", "void_pass"): {"pass 1", "pass 2"},
     ("CogVideoXSamplerSelect", "sampler_name"): {"ddim", "dpm"},
@@ -171,9 +191,9 @@ DownloadAndLoadToraModel ToraEncodeOpticalFlow ToraEncodeTrajectory
 """.split()
 HOST_TYPES = set(
     "MODEL CLIP VAE CONDITIONING LATENT SIGMAS SAMPLER GUIDER NOISE CONTROL_NET IMAGE MASK VIDEO OPTICAL_FLOW "
-    "INT FLOAT STRING BOOLEAN COMBO".split()
+    "INT FLOAT STRING BOOLEAN COMBO *".split()  # *: features of a face, for which the host has no type
 )
-FAMILIES = ("loaders", "text", "latent", "conditioning", "sampling", "vae", "control", "patches", "merging")
+FAMILIES = ("loaders", "text", "latent", "conditioning", "sampling", "vae", "control", "patches")
 
 every_node = pytest.mark.parametrize("node", NODES, ids=IDS)
 
