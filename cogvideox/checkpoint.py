@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 from . import keys
+from .consisid import ConsisIDConfig
+from .ggml import unpacked_shape
+from .shader import ShaderConfig
+from .tora import ToraConfig
 from .variants import (
     COGVIDEOX_2B,
     COGVIDEOX_15_5B,
@@ -25,7 +29,9 @@ from .variants import (
     LATENT_SCALE_5B,
     SNR_SHIFT_2B,
     SNR_SHIFT_5B,
+    SPATIAL_COMPRESSION,
     TEXT_TOKENS,
+    ControlNetConfig,
     TransformerConfig,
     VAEConfig,
     Variant,
@@ -176,10 +182,63 @@ def normalise_vae(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: found[key] for key, name in names.items() if name is not None}
 
 
+def normalise_controlnet(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return TheDenk's ControlNet under its published names."""
+    state_dict = _unwrap(state_dict)
+    found = _below_prefix(state_dict, keys.CONTROLNET_MARKER)
+    if found is None:
+        raise _wrong_file(state_dict, keys.CONTROLNET, ["controlnet_encode_first"])
+    if missing := set(keys.CONTROLNET_MODULES) - _modules(found):
+        raise _wrong_file(found, keys.CONTROLNET, missing)
+    return {name: part for key, tensor in found.items() for name, part in _split(key, tensor)}
+
+
+def normalise_branch(state_dict: Mapping[str, Any], pattern: str, what: str) -> dict[str, Tensor]:
+    """Return the tensors whose names match `pattern` behind any prefix: a branch, in any file that has it."""
+    state_dict = _unwrap(state_dict)
+    name = re.compile(rf"(?:^|\.)((?:{pattern}).+)")
+    matches = {key: name.search(key.replace(".fuser_list.", ".fuser.")) for key in state_dict}  # SAT's name for fusers
+    found = {match[1]: state_dict[key] for key, match in matches.items() if match}
+    if not found:
+        raise _wrong_file(state_dict, what, [])
+    return found
+
+
+def normalise_tora(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return Tora from one file or from its two parts put together, whose names begin behind `fuser` and the like."""
+    state_dict = _unwrap(state_dict)
+    named = {}
+    for key, tensor in state_dict.items():
+        if re.match(r"\d+\.flow_", key):
+            key = f"fuser.{key}"
+        elif re.match(r"(body\.\d+|conv_in)\.", key):
+            key = f"traj_extractor.{key}"
+        named[key] = tensor
+    return normalise_branch(named, keys.TORA, "Tora")
+
+
 # --- shapes --------------------------------------------------------------------------------------------------------
 
 
+def packed_key(state_dict: Mapping[str, Any], key: str) -> str | None:
+    """Return the name under which `state_dict` has a weight in GGML blocks; None where it has not."""
+    layer, _, name = key.rpartition(".")
+    names = (f"{layer}.{suffix}" for suffix in keys.PACKED_SUFFIXES) if name == "weight" else ()
+    return next((name for name in names if name in state_dict), None)
+
+
+def packed_shape(state_dict: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """Return the shape of the weight that the GGML blocks `key` stand for; raise where they are not whole."""
+    layer, _, suffix = key.rpartition(".")
+    try:
+        return unpacked_shape(tuple(state_dict[key].shape), keys.PACKED_SUFFIXES[suffix])
+    except ValueError as error:
+        raise CheckpointError(f"The file is damaged in {layer}: {error}. Download it again.") from error
+
+
 def _shape(state_dict: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    if packed := packed_key(state_dict, key):
+        return packed_shape(state_dict, packed)
     if key not in state_dict:
         raise CheckpointError(f"The file has no {key}, so its size cannot be told; download it again.")
     return tuple(state_dict[key].shape)
@@ -245,17 +304,95 @@ def transformer_config(state_dict: Mapping[str, Any]) -> TransformerConfig:
     ofs = "ofs_embedding.linear_1.bias"
     patch = _patch(state_dict)
     text = "patch_embed.text_proj.weight"
+    has_text = text in state_dict or packed_key(state_dict, text)
     return TransformerConfig(
         num_attention_heads=width // head_dim,
         attention_head_dim=head_dim,
         num_layers=_count(state_dict, "transformer_blocks"),
         time_embed_dim=_shape(state_dict, "time_embedding.linear_2.bias")[0],
         ofs_embed_dim=_shape(state_dict, ofs)[0] if ofs in state_dict else None,
-        text_embed_dim=_shape(state_dict, text)[1] if text in state_dict else TransformerConfig.text_embed_dim,
+        text_embed_dim=_shape(state_dict, text)[1] if has_text else TransformerConfig.text_embed_dim,
         patch_bias=patch["patch_size_t"] is None and "patch_embed.proj.bias" in state_dict,  # 1.5 ships it as false
         attention_bias="transformer_blocks.0.attn1.to_q.bias" in state_dict,
         **patch,
         **_positions(state_dict, width, patch["patch_size_t"]),
+    )
+
+
+def controlnet_config(state_dict: Mapping[str, Any]) -> ControlNetConfig:
+    """Return the shape of a ControlNet from its names and tensor shapes."""
+    (width,) = _shape(state_dict, "patch_embed.text_proj.bias")
+    (head_dim,) = _shape(state_dict, "transformer_blocks.0.attn1.norm_q.weight")
+    patch = _shape(state_dict, "patch_embed.proj.weight")
+    projected = "out_projectors.0.bias"
+    transformer = TransformerConfig(
+        num_attention_heads=width // head_dim,
+        attention_head_dim=head_dim,
+        in_channels=patch[1],
+        num_layers=_count(state_dict, "transformer_blocks"),
+        time_embed_dim=_shape(state_dict, "time_embedding.linear_2.bias")[0],
+        text_embed_dim=_shape(state_dict, "patch_embed.text_proj.weight")[1],
+        patch_size=patch[-1],
+        attention_bias="transformer_blocks.0.attn1.to_q.bias" in state_dict,
+    )
+    return ControlNetConfig(
+        transformer,
+        hint_channels=_shape(state_dict, "controlnet_encode_first.0.weight")[1] // SPATIAL_COMPRESSION**2,
+        out_proj_dim=_shape(state_dict, projected)[0] if projected in state_dict else None,
+    )
+
+
+def tora_config(state_dict: Mapping[str, Any]) -> ToraConfig:
+    """Return the shape of Tora from its names and tensor shapes."""
+    blocks = _count(state_dict, "fuser")
+    if "traj_extractor.conv_in.weight" not in state_dict or not blocks:
+        part = "extractor is" if blocks else "fusers are"
+        raise CheckpointError(
+            f"The file holds only a part of Tora: its {part} missing. Choose the whole file, or the file of the "
+            "fusers as tora_name and that of the extractor as extractor_name."
+        )
+    channels = _shape(state_dict, "traj_extractor.conv_in.weight")[0]
+    return ToraConfig(
+        inner_dim=_shape(state_dict, "fuser.0.flow_cond_norm.weight")[0],
+        blocks=blocks,
+        channels=channels,
+        blocks_each=_count(state_dict, "traj_extractor.body") // blocks,
+    )
+
+
+def shader_config(state_dict: Mapping[str, Any]) -> ShaderConfig:
+    """Return the shape of Diffusion as Shader from its names and tensor shapes."""
+    block = "transformer_blocks_copy.0"
+    (width,) = _shape(state_dict, "initial_combine_linear.bias")
+    (head_dim,) = _shape(state_dict, f"{block}.attn1.norm_q.weight")
+    return ShaderConfig(
+        TransformerConfig(
+            num_attention_heads=width // head_dim,
+            attention_head_dim=head_dim,
+            num_layers=_count(state_dict, "transformer_blocks_copy"),
+            time_embed_dim=_shape(state_dict, f"{block}.norm1.linear.weight")[1],
+            attention_bias=f"{block}.attn1.to_q.bias" in state_dict,
+        )
+    )
+
+
+def consisid_config(state_dict: Mapping[str, Any]) -> ConsisIDConfig:
+    """Return the shape of ConsisID from its names and tensor shapes."""
+    face, cross = "local_facial_extractor", "perceiver_cross_attention"
+    queries, vit_dim = _shape(state_dict, f"{face}.latents")[1:]
+    return ConsisIDConfig(
+        inner_dim=_shape(state_dict, f"{cross}.0.norm2.weight")[0],
+        num_cross_attn=_count(state_dict, cross),
+        id_dim=_shape(state_dict, f"{face}.id_embedding_mapping.0.weight")[1],
+        vit_dim=vit_dim,
+        depth=_count(state_dict, f"{face}.layers"),
+        extractor_dim=_shape(state_dict, f"{face}.layers.0.0.to_q.weight")[0],
+        num_id_token=_shape(state_dict, f"{face}.id_embedding_mapping.6.bias")[0] // vit_dim,
+        num_queries=queries,
+        output_dim=_shape(state_dict, f"{face}.proj_out")[1],
+        ff_mult=_shape(state_dict, f"{face}.layers.0.1.1.weight")[0] // vit_dim,
+        num_scale=sum(f"{face}.mapping_{scale}.0.bias" in state_dict for scale in range(len(state_dict))),
+        cross_dim=_shape(state_dict, f"{cross}.0.to_q.weight")[0],
     )
 
 
@@ -288,15 +425,15 @@ FAMILIES = {(1920, 30, None): "2B", (3072, 42, None): "5B", (3072, 42, 2): "1.5 
 NAMES = {
     ("2B", 16, ""): "CogVideoX-2B",
     ("2B", 32, ""): "CogVideoX-2B image-to-video (NimVideo) or CogVideoX-Fun 2B Control/Pose",
-    ("2B", 33, ""): "CogVideoX-Fun 2B InP",
+    ("2B", 33, ""): "CogVideoX-Fun 2B InP (V1.0, V1.1)",
     ("5B", 16, ""): "CogVideoX-5B",
     ("5B", 32, "learned"): "CogVideoX-5B-I2V",
     ("5B", 32, ""): "CogVideoX-Fun 5B Control/Pose",
-    ("5B", 33, ""): "CogVideoX-Fun 5B InP",
+    ("5B", 33, ""): "CogVideoX-Fun 5B InP (V1.0, V1.1)",
     ("1.5 5B", 16, ""): "CogVideoX1.5-5B",
     ("1.5 5B", 32, "ofs"): "CogVideoX1.5-5B-I2V",
     ("1.5 5B", 32, ""): "CogVideoX1.5-5B Control",
-    ("1.5 5B", 33, ""): "CogVideoX-Fun 1.5 5B InP",
+    ("1.5 5B", 33, ""): "CogVideoX-Fun V1.5 InP",
     ("1.5 5B", 36, ""): "VOID (stacked masks)",
     ("1.5 5B", 48, ""): "VOID",
 }
@@ -327,6 +464,14 @@ _OVERRIDES: dict[str, tuple[str, dict[str, Any]]] = {
         "Image latents divided by the latent scale, as diffusers runs CogVideoX1.5-5B-I2V; for LoRAs trained with it.",
         dict(image_latent_scale="diffusers"),
     ),
+    "image_repeated": (
+        "The start image in every frame, as 2B image-to-video (NimVideo) was trained (its default).",
+        dict(image_repeated=True),
+    ),
+    "sparkvsr": (
+        "SparkVSR, which restores video: keyframes scaled like the video, held in its extra latent; or no keyframes.",
+        dict(image_latent_scale="latents", image_held=True, image_optional=True),
+    ),
 }
 VARIANT_OVERRIDES = tuple(_OVERRIDES)
 VARIANT_OVERRIDE_NOTES = {name: note for name, (note, _) in _OVERRIDES.items()}
@@ -345,7 +490,7 @@ def _overridden(variant: Variant, override: str) -> Variant:
     if override not in _OVERRIDES:
         raise CheckpointError(f"There is no variant {override!r}; choose one of {', '.join(VARIANT_OVERRIDES)}.")
     values = dict(_OVERRIDES[override][1])
-    if "image_latent_scale" in values and variant.image_channels == 0:
+    if any(name.startswith("image_") for name in values) and variant.image_channels == 0:
         raise CheckpointError(
             f"Variant {override!r} is for models that take an image, and {variant.name} takes none. "
             f"Set variant to {AUTO}."
@@ -391,8 +536,22 @@ def detect_variant(
         snr_shift_scale=(scheduler or {}).get("snr_shift_scale", guess["snr_shift_scale"]),
         image_latent_scale="unscaled" if config.patch_size_t and config.ofs_embed_dim else "latents",
         image_optional=image_optional,
+        # Of 2B's two kinds with 16 image channels only NimVideo's makes video from a start image; the other, Fun
+        # Control, gets every frame. NimVideo encodes a still video of the image, which is its latent in every frame.
+        image_repeated=not config.use_rotary_positional_embeddings and image_channels == LATENT_CHANNELS,
     )
     return _overridden(variant, override or AUTO)
+
+
+# --- add-ons -------------------------------------------------------------------------------------------------------
+
+
+def split_add_on(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return the base transformer of a normalised research model, and what its further layers belong to ("": none)."""
+    lines = "\n".join(state_dict)
+    found = [(pattern, what) for pattern, what in keys.ADD_ONS if re.search(rf"(?m:{pattern})", lines)]
+    base = {key: value for key, value in state_dict.items() if not any(re.search(p, key) for p, _ in found)}
+    return base, found[0][1] if found else ""
 
 
 # --- completeness --------------------------------------------------------------------------------------------------
@@ -409,15 +568,15 @@ def _is_packed(key: str, state_dict: Mapping[str, Any]) -> bool:
     if name != "weight":
         return False
     if key not in state_dict:
-        return any(f"{layer}.{suffix}" in state_dict for suffix in keys.PACKED_SUFFIXES)
+        return packed_key(state_dict, key) is not None
     scaled = any(f"{layer}.{suffix}" in state_dict for suffix in keys.QUANT_SUFFIXES)
-    return scaled and state_dict[key].dtype == torch.uint8
+    return scaled and state_dict[key].dtype in (torch.uint8, torch.int8)
 
 
 def check_keys(state_dict: Mapping[str, Any], expected: Mapping[str, Iterable[int]]) -> None:
     """Raise CheckpointError unless the file has exactly the tensors of `expected` (name -> shape).
 
-    Entries of quantised layers may stand beside or, packed, instead of their weight; packed weights may have any shape.
+    Entries of quantised layers may stand beside or, packed, instead of their weight. Scaled 4 bits may have any shape.
     """
     missing = [key for key in expected if key not in state_dict and not _is_packed(key, state_dict)]
     extra = [key for key in state_dict if not _belongs(key, expected)]
@@ -425,6 +584,11 @@ def check_keys(state_dict: Mapping[str, Any], expected: Mapping[str, Iterable[in
         f"{key} {list(state_dict[key].shape)} instead of {list(shape)}"
         for key, shape in expected.items()
         if key in state_dict and tuple(state_dict[key].shape) != tuple(shape) and not _is_packed(key, state_dict)
+    ]
+    shapes += [
+        f"{key} {list(packed_shape(state_dict, packed))} instead of {list(shape)}"
+        for key, shape in expected.items()
+        if (packed := packed_key(state_dict, key)) and packed_shape(state_dict, packed) != tuple(shape)
     ]
     problems = [
         f"{len(found)} {what} ({_some(found)})"
@@ -434,6 +598,6 @@ def check_keys(state_dict: Mapping[str, Any], expected: Mapping[str, Iterable[in
     if not problems:
         return
     lines = "\n".join(extra)
-    add_on = next((what for pattern, what in keys.ADD_ONS if re.search(rf"(?m:{pattern})", lines)), None)
-    hint = f"They belong to {add_on}, which this node does not load." if add_on else "Is the file complete?"
+    training = re.search(rf"(?m:{keys.IN_TRAINING})", lines)
+    hint = "They belong to a LoRA in training, which this node does not load." if training else "Is the file complete?"
     raise CheckpointError(f"The tensors do not fit the model they look like: {'; '.join(problems)}. {hint}")

@@ -8,6 +8,10 @@ and `{m}` stand for block numbers; the first row that matches wins.
 
 from __future__ import annotations
 
+import re
+
+from .ggml import QUANTISED
+
 # Source module -> diffusers module; None drops the tensor.
 TRANSFORMER_RENAMES = (
     # ComfyUI core
@@ -40,6 +44,7 @@ TRANSFORMER_RENAMES = (
     ("mixins.patch_embed.proj", "patch_embed.proj"),
     ("mixins.patch_embed.text_proj", "patch_embed.text_proj"),
     ("mixins.pos_embed.pos_embedding", "patch_embed.pos_embedding"),
+    ("mixins.adaln_layer.fuser_list.{n}", "fuser.{n}"),
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
     ("ofs_embed.0", "ofs_embedding.linear_1"),
@@ -97,6 +102,7 @@ VAE_RENAMES = (
 # One key that tells the family; what stands before it is the file's prefix.
 TRANSFORMER_MARKER = r"(?P<prefix>(?:.+?\.)??)(?:mixins\.)?patch_embed\.text_proj\.bias"
 VAE_MARKER = r"(?P<prefix>(?:.+?\.)??)decoder\.(?:mid_block\.resnets\.0|mid\.block_1)\.norm1\.conv_y\.conv\.weight"
+CONTROLNET_MARKER = r"(?P<prefix>(?:.+?\.)??)controlnet_encode_first\.0\.weight"
 KNOWN_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "first_stage_model.", "vae.")
 
 # Neighbours of a prefix-less model in an all-in-one checkpoint.
@@ -113,8 +119,19 @@ TRANSFORMER_MODULES = (
     "proj_out",
 )
 
+CONTROLNET_MODULES = (
+    "controlnet_encode_second.0",
+    "patch_embed.proj",
+    "time_embedding.linear_1",
+    "transformer_blocks.0.norm1.linear",
+    "transformer_blocks.0.attn1.to_out.0",
+    "transformer_blocks.0.ff.net.2",
+)
+
 WRAPPERS = ("module", "model", "state_dict")  # SAT (DeepSpeed) and lightning files nest the weights under one of these
 GLOBAL_KEYS = ("scaled_fp8",)  # marks a whole file as scaled fp8
+# GGML blocks, uint8 [rows, bytes], that take the place of `weight`; the older wrapper's files name Q4_0 and Q8_0 so.
+PACKED_SUFFIXES = {f"{kind}_qweight": kind for kind in QUANTISED}
 # Entries that belong to a quantised layer beside its weight and bias.
 QUANT_SUFFIXES = (
     "weight_scale",
@@ -124,12 +141,18 @@ QUANT_SUFFIXES = (
     "comfy_quant",
     "scale_weight",
     "scale_input",
-    "Q4_0_qweight",
-    "Q8_0_qweight",
+    *PACKED_SUFFIXES,
 )
 # Of those, the ones that describe the layer as a whole, not its output rows.
 WHOLE_LAYER_SUFFIXES = ("weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant", "scale_input")
-PACKED_SUFFIXES = ("Q4_0_qweight", "Q8_0_qweight")  # take the place of `weight`
+
+# The large matrices of the blocks, which bear few bits; embeddings and norms with their linear layers do not.
+LARGE_MATRIX = re.compile(r"transformer_blocks(_copy)?\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))\.weight")
+
+# Branches that fine-tunes put beside the transformer, by their modules under diffusers' names.
+TORA = r"(fuser|traj_extractor)\."
+DIFFUSION_AS_SHADER = r"(transformer_blocks_copy|combine_linears|initial_combine_linear)\."
+CONSISID = r"(local_facial_extractor|perceiver_cross_attention)\."
 
 CONTROLNET = "a ControlNet of CogVideoX"
 LORA = "a LoRA"
@@ -147,6 +170,13 @@ OTHER_FILES = (
         "Load it with Load CogVideoX LoRA",
     ),
     (r"^(.+\.)?controlnet_encode_first\.", CONTROLNET, "Load it with Load CogVideoX ControlNet"),
+    (r"^(.+\.)?(\d+\.flow_gamma_spatial|traj_extractor)\.", "Tora", "Load it with Load CogVideoX Tora"),
+    (
+        r"^(.+\.)?initial_combine_linear\.",
+        "Diffusion as Shader",
+        "Load it with Load CogVideoX Diffusion as Shader",
+    ),
+    (r"^(.+\.)?local_facial_extractor\.", "ConsisID", "Load it with Load CogVideoX ConsisID"),
     (
         r"^control_model\.|^(.+\.)?(controlnet_|input_hint_block\.|zero_convs\.)",
         "a ControlNet of another model",
@@ -187,11 +217,12 @@ OTHER_FILES = (
     (r"^(.+\.)?(transformer_blocks|single_transformer_blocks|blocks)\.0\.", "another diffusion model", OTHER_MODEL),
 )
 
-# Extra parts that research models add to the transformer, by the start of a left-over key.
+# Layers that research models add to a transformer, which runs without them: how their keys begin, whose they are. The
+# order counts: ConsisID has a part that TrajectoryCrafter lacks.
 ADD_ONS = (
     (r"^(local_facial_extractor|local_face)", "ConsisID"),
-    (r"^(perceiver_cross_attention|ref_patch_embed)", "ConsisID or TrajectoryCrafter"),
+    (r"^(perceiver_cross_attention|ref_patch_embed)", "TrajectoryCrafter"),
     (r"^(fuser|traj_extractor|fuser_list)\b", "Tora"),
     (r"^(transformer_blocks_copy|combine_linears|initial_combine_linear)", "Diffusion as Shader"),
-    (r"\.(lora_(A|B)|matrix_[AB])\b|\.original\.", "a LoRA in training"),
 )
+IN_TRAINING = r"\.(lora_(A|B)|matrix_[AB])\b|\.original\."  # keys of a LoRA that was not saved apart

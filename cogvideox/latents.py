@@ -17,6 +17,11 @@ def latent_frames(frames: int) -> int:
     return (frames - 1) // TEMPORAL_COMPRESSION + 1
 
 
+def latent_index(frame: int) -> int:
+    """Return which latent holds pixel frame `frame`: the first holds one, each other four."""
+    return -(-frame // TEMPORAL_COMPRESSION)
+
+
 def pixel_frames(latents: int) -> int:
     """Return the pixel frames the reference decoder makes of T latent frames: 4T - 3 for odd T, 4T for even T."""
     return latents * TEMPORAL_COMPRESSION - (TEMPORAL_COMPRESSION - 1 if latents % 2 else 0)
@@ -56,6 +61,13 @@ def repeat_first_frame(latents: torch.Tensor, count: int) -> torch.Tensor:
     if count == 0:
         return latents
     return torch.cat((latents[:, :, :1].expand(-1, -1, count, -1, -1), latents), dim=2)
+
+
+def repeat_last_frame(latents: torch.Tensor, count: int) -> torch.Tensor:
+    """Put `count` copies of the last latent frame behind: [B, C, T, H, W] -> [B, C, T + count, H, W]."""
+    if count == 0:
+        return latents
+    return torch.cat((latents, latents[:, :, -1:].expand(-1, -1, count, -1, -1)), dim=2)
 
 
 def check_latent_size(latents: torch.Tensor, patch_size: int) -> None:

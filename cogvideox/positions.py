@@ -5,6 +5,8 @@ arXiv 2408.06072 section 2.2. A token grid is (T, H, W) after patching; tokens r
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -52,17 +54,42 @@ def shift_positions(positions: list[torch.Tensor], options: dict[str, float] | N
     ]
 
 
-def rope_table(positions: list[torch.Tensor], head_dim: int, text_tokens: int) -> torch.Tensor:
+def lower_frequency(frequencies: torch.Tensor, tokens: int, options: dict[str, float] | None) -> torch.Tensor:
+    """Lower frequency number `riflex_k` of `options` so that `tokens` in time stay within a share of one period.
+
+    RIFLEx (arXiv 2502.15894): a video repeats itself after the period of one temporal frequency. Within that period
+    nothing changes. `riflex_tokens`, if not 0, stands for the video's own length: what a tuned model was trained with.
+    """
+    if not options or not options.get("riflex_k"):
+        return frequencies
+    index, fixed = int(options["riflex_k"]) - 1, int(options["riflex_tokens"])
+    if not fixed and tokens <= round(math.tau / float(frequencies[index])):
+        return frequencies
+    frequencies = frequencies.clone()
+    frequencies[index] = options["riflex_share"] * math.tau / (fixed or tokens)
+    return frequencies
+
+
+def axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """Return how much of a head encodes t, h and w: a quarter, and three eighths each."""
+    return head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3
+
+
+def rope_table(
+    positions: list[torch.Tensor], head_dim: int, text_tokens: int, options: dict[str, float] | None = None
+) -> torch.Tensor:
     """Return float32 cos and sin for every token of the joint sequence: [2, L + T*H*W, head_dim].
 
-    A quarter of the head encodes t, three eighths each h and w; neighbours rotate in pairs. Text rows are cos 1, sin 0:
-    they stay as they are, so the sequence needs no split.
+    Neighbours rotate in pairs. Text rows are cos 1, sin 0: they stay as they are, so the sequence needs no split.
+    `options` may hold RIFLEx, see `lower_frequency`.
     """
-    dims = (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3)
+    dims = axis_dims(head_dim)
     grid = [len(p) for p in positions]
     angles = []
     for axis, (position, dim) in enumerate(zip(positions, dims, strict=True)):
         frequencies = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float32, device=position.device) / dim)
+        if axis == 0:
+            frequencies = lower_frequency(frequencies, len(position), options)
         angle = torch.outer(position, frequencies).repeat_interleave(2, dim=1)  # [n, dim]
         shape = [1, 1, 1, dim]
         shape[axis] = len(position)

@@ -110,4 +110,21 @@ def sample_cogvideox_dpm(model, x, sigmas, extra_args=None, callback=None, disab
     return x
 
 
+@torch.no_grad()
+def sample_cogvideox_one_step(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Take a clean video x for a noisy latent at the level sigmas[0] and return the x0 predicted from it, in one step.
+
+    How DOVE (arXiv 2505.16239) and SparkVSR (arXiv 2603.16864) restore video, at t = 399 of the schedule: with v
+    predicted from x itself, x0 = sqrt(a) x - sqrt(1 - a) v. The levels behind the first are passed over.
+    """
+    latent = x * math.sqrt(1 + float(sigmas[0]) ** 2)  # so that the model, which divides by this, sees x as it is
+    denoised = model(latent, sigmas[0] * x.new_ones(x.shape[0]), **(extra_args or {}))
+    if callback is not None:
+        last = len(sigmas) - 2
+        callback({"x": x, "i": last, "sigma": sigmas[0], "sigma_hat": sigmas[0], "denoised": denoised})
+    return denoised
+
+
 SAMPLERS = {"ddim": sample_cogvideox_ddim, "dpm": sample_cogvideox_dpm}
+# For a video that was encoded and not noised.
+RESTORERS = {"one step": sample_cogvideox_one_step}

@@ -123,6 +123,19 @@ def add_gated(
     return x
 
 
+def add_control(
+    x: torch.Tensor, control: dict[str, list[torch.Tensor | None]] | None, index: int, length: int
+) -> torch.Tensor:
+    """Add what a ControlNet has for block `index` to the video tokens of x [B, L + S, D], as `add_gated` does."""
+    states = control["output"] if control else ()
+    if index >= len(states) or states[index] is None:
+        return x
+    if torch.is_grad_enabled():
+        return torch.cat((x[:, :length], x[:, length:] + states[index].to(x)), dim=1)
+    x[:, length:].add_(states[index].to(x))
+    return x
+
+
 class CogVideoXAttention(nn.Module):
     """Full attention over the joint sequence, with normalised queries and keys."""
 
@@ -191,6 +204,8 @@ class CogVideoXBlock(nn.Module):
         self, x: torch.Tensor, emb: torch.Tensor, length: int, rope: torch.Tensor | None, options: dict[str, Any]
     ) -> torch.Tensor:
         h, gate, text_gate = self.norm1(x, emb, length)
+        for patch in options.get("patches", {}).get("norm1_patch", ()):
+            h = patch(h, options)
         x = add_gated(x, self.attn1(h, rope, options), length, text_gate, gate)
         h, gate, text_gate = self.norm2(x, emb, length)
         return add_gated(x, self.ff(h), length, text_gate, gate)
@@ -250,13 +265,17 @@ class CogVideoXTransformer3DModel(nn.Module):
         timestep: torch.Tensor,
         context: torch.Tensor,
         ofs: torch.Tensor | None = None,
+        control: dict[str, list[torch.Tensor | None]] | None = None,
         transformer_options: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """Predict the velocity of x [B, C, T, H, W] at `timestep` [B] (0 to 999) for `context` [B, L, text width].
 
         `ofs` [B] is the constant of CogVideoX1.5-5B-I2V. An odd T under temporal patches gets its first frame twice,
-        trimmed again from the result [B, out_channels, T, H, W]. `transformer_options` carries a host's patches:
-        `patches_replace["dit"][("double_block", i)]`, `patches["attn1_output_patch"]`, `rope_options` and
+        trimmed again from the result [B, out_channels, T, H, W]. `control["output"][i]` [B, S, D] is added to the video
+        tokens behind block i. `transformer_options` carries a host's patches:
+        `patches_replace["dit"][("double_block", i)]`, `patches["double_block"]` (the video tokens behind each block),
+        `patches["norm1_patch"]` and `patches["attn1_output_patch"]` (what goes into attention and comes out of it),
+        `rope_options` and
         `blocks_override(run, x, emb, options)`, which stands in for the blocks and may call `run(x, start, stop)`.
         """
         config, length = self.config, context.shape[1]
@@ -275,8 +294,13 @@ class CogVideoXTransformer3DModel(nn.Module):
 
         def run(x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
             for index, block in list(enumerate(self.transformer_blocks))[start:stop]:
-                options.update(block_index=index, block_type="double", total_blocks=len(self.transformer_blocks))
-                x = self.run_block(index, block, x, emb, length, rope, options)
+                # A dict of its own: under gradient checkpointing the block runs again after the others.
+                here = dict(options, block_index=index, block_type="double", total_blocks=len(self.transformer_blocks))
+                x = self.run_block(index, block, x, emb, length, rope, here)
+                x = add_control(x, control, index, length)
+                for patch in options.get("patches", {}).get("double_block", ()):
+                    args = {"img": x[:, length:], "txt": x[:, :length], "vec": emb, "pe": rope, "block_index": index}
+                    x = torch.cat((x[:, :length], patch({**args, "transformer_options": here})["img"]), dim=1)
             return x
 
         override = options.get("blocks_override")
@@ -315,7 +339,7 @@ class CogVideoXTransformer3DModel(nn.Module):
         if config.use_rotary_positional_embeddings:
             base = config.sample_grid[1:] if config.patch_size_t is None else None
             positions = shift_positions(rope_positions(grid, base, device), rope_options)
-            return rope_table(positions, config.attention_head_dim, length), None
+            return rope_table(positions, config.attention_head_dim, length, rope_options), None
         if config.use_learned_positional_embeddings:
             return None, None
         scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale

@@ -82,6 +82,25 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
+class ControlNetConfig:
+    """Shape of TheDenk's ControlNet: a short transformer that reads latents and an encoded control video.
+
+    `hint_downscale` are pixels per latent; `out_proj_dim` is the width its states are brought to, where that is not the
+    width of its own tokens.
+    """
+
+    transformer: TransformerConfig
+    hint_channels: int = 3
+    hint_downscale: int = SPATIAL_COMPRESSION
+    out_proj_dim: int | None = None
+
+    @property
+    def state_dim(self) -> int:
+        """Width of the states, which must be that of the model they are added to."""
+        return self.out_proj_dim or self.transformer.inner_dim
+
+
+@dataclass(frozen=True)
 class VAEConfig:
     """Shape of one VAE; field names are those of diffusers' vae/config.json."""
 
@@ -119,7 +138,8 @@ class Variant:
     "latents" multiplies with `latent_scale` as for the noisy latents (1.0 image-to-video, Fun), "unscaled" leaves them
     raw (the original training code of CogVideoX1.5-5B-I2V), "diffusers" divides by `latent_scale` (diffusers'
     `invert_scale_latents`). `image_optional` says that the model makes video from text alone as well, its image
-    channels zero.
+    channels zero. `image_repeated` says that an image is held as a still video up to the next one and not shown once,
+    `image_held` that the extra leading latent of 1.5 has a copy of the first image latent, which else moves there.
     """
 
     name: str
@@ -128,11 +148,22 @@ class Variant:
     snr_shift_scale: float = SNR_SHIFT_5B
     image_latent_scale: str = "latents"
     image_optional: bool = False
+    image_repeated: bool = False
+    image_held: bool = False
 
     @property
     def image_channels(self) -> int:
-        """Channels concatenated behind the noisy latents: 0, 16 (image), 17 (mask and video) or 32."""
+        """Channels concatenated behind the noisy latents: 0, 16 (image, control), 17 (mask and video) or 32 (VOID)."""
         return self.transformer.in_channels - self.transformer.out_channels
+
+    @property
+    def pads_behind(self) -> bool:
+        """Whether the latent that temporal patches need beside an odd count goes behind the video.
+
+        VideoX-Fun makes its 1.5 models an even count of latents and drops none; the original code puts one in front.
+        """
+        config = self.transformer
+        return bool(config.patch_size_t and self.image_channels and not config.ofs_embed_dim)
 
 
 _2B = dict(num_attention_heads=30, num_layers=30)

@@ -74,10 +74,10 @@ def hues(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.degrees(angle) % 360, high - low
 
 
-def colour_name(colour: np.ndarray) -> str:
-    """Name the colour [3] by its hue."""
+def colour_name(colour: np.ndarray, palette: dict[str, float] = HUES) -> str:
+    """Name the colour [3] by its hue, with the nearest name of `palette` (degrees)."""
     hue = float(hues(colour)[0])
-    return min(HUES, key=lambda name: abs((hue - HUES[name] + 180) % 360 - 180))
+    return min(palette, key=lambda name: abs((hue - palette[name] + 180) % 360 - 180))
 
 
 def object_colour(video: np.ndarray, contrast: np.ndarray) -> np.ndarray | None:
@@ -144,8 +144,8 @@ def direction_name(dx: float, dy: float) -> str:
     return COMPASS[round(math.degrees(math.atan2(dy, dx)) / 45) % 8]
 
 
-def measure(video: np.ndarray) -> Measured:
-    """Measure the main object of a video [F, H, W, 3] of values 0..255."""
+def measure(video: np.ndarray, palette: dict[str, float] = HUES) -> Measured:
+    """Measure the main object of a video [F, H, W, 3] of values 0..255; `palette` names the hues there may be."""
     video = np.asarray(video, dtype=np.float64)
     frames, height, width, _ = video.shape
     below = ground(video)
@@ -176,7 +176,7 @@ def measure(video: np.ndarray) -> Measured:
     way = float(np.hypot(*path)) / shorter
     return Measured(
         shape=shape,
-        colour=colour_name(colour),
+        colour=colour_name(colour, palette),
         direction=direction_name(*path) if way >= LEAST_WAY else "",
         way=way,
         growth=float(areas[seen[-third:]].mean() / areas[seen[:third]].mean()),

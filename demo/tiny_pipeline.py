@@ -58,6 +58,11 @@ VARIANTS = {
     "5b-i2v": TransformerConfig(**_ROTARY, in_channels=32, use_learned_positional_embeddings=True),
     "1.5": TransformerConfig(**_15),
     "1.5-i2v": TransformerConfig(**_15, in_channels=32, ofs_embed_dim=_TINY["time_embed_dim"]),
+    "2b-i2v": TransformerConfig(**_TINY, in_channels=32),
+    "fun-inp": TransformerConfig(**_ROTARY, in_channels=33),
+    "fun-inp-1.5": TransformerConfig(**_15, in_channels=33),
+    "fun-control": TransformerConfig(**_ROTARY, in_channels=32),
+    "void": TransformerConfig(**_15, in_channels=48),
 }
 
 VAE = VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1, norm_num_groups=8)
@@ -172,7 +177,7 @@ def vae_config(variant: str) -> dict[str, Any]:
         "up_block_types": ["CogVideoXUpBlock3D"] * depth,
         "sample_height": HEIGHT,
         "sample_width": WIDTH,
-        "scaling_factor": LATENT_SCALE_2B if variant == "2b" else LATENT_SCALE_5B,
+        "scaling_factor": LATENT_SCALE_2B if variant.startswith("2b") else LATENT_SCALE_5B,
         "shift_factor": None,
         "latents_mean": None,
         "latents_std": None,
@@ -193,9 +198,9 @@ def write(folder: Path, variant: str = "5b", seed: int = 0) -> Path:
     transformer = module_shapes(CogVideoXTransformer3DModel(config, **kind))
     vae = module_shapes(AutoencoderKLCogVideoX(VAE, **kind))
 
-    scheduler = "CogVideoXDDIMScheduler" if variant == "2b" else "CogVideoXDPMScheduler"
-    snr_shift = SNR_SHIFT_2B if variant == "2b" else SNR_SHIFT_5B
-    pipeline = "CogVideoXImageToVideoPipeline" if variant.endswith("i2v") else "CogVideoXPipeline"
+    scheduler = "CogVideoXDDIMScheduler" if variant.startswith("2b") else "CogVideoXDPMScheduler"
+    snr_shift = SNR_SHIFT_2B if variant.startswith("2b") else SNR_SHIFT_5B
+    pipeline = "CogVideoXPipeline" if config.in_channels == config.out_channels else "CogVideoXImageToVideoPipeline"
     index = {
         "_class_name": pipeline,
         "scheduler": ["diffusers", scheduler],

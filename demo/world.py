@@ -272,8 +272,10 @@ def coverage(what: Scene, frames: list[int], height: int, width: int, step: int)
     return np.maximum.reduce(covers)
 
 
-def render(what: Scene, frames: int = FRAMES, height: int = 64, width: int = 96) -> np.ndarray:
-    """Paint the scene with smooth edges: uint8 [F, H, W, 3]."""
+def render(
+    what: Scene, frames: int = FRAMES, height: int = 64, width: int = 96, colours: dict[str, tuple] = COLOURS
+) -> np.ndarray:
+    """Paint the scene with smooth edges, in RGB of `colours`: uint8 [F, H, W, 3]."""
     shorter = min(height, width)
     extent = (width / shorter, height / shorter)
     x = ((np.arange(width, dtype=np.float32) + 0.5) / shorter)[None, None, :]
@@ -294,7 +296,7 @@ def render(what: Scene, frames: int = FRAMES, height: int = 64, width: int = 96)
         dx, dy = x[:, :, left:right] - px, y[:, top:bottom] - py
         cover = _cover(shape, dx, dy, radius, angle, opacity, 1 / shorter)  # [F, h, w]
         box = video[:, top:bottom, left:right]
-        box += (np.array(COLOURS[colour], dtype=np.float32) - box) * cover[..., None]
+        box += (np.array(colours[colour], dtype=np.float32) - box) * cover[..., None]
     return (video + 0.5).astype(np.uint8)
 
 

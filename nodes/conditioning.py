@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.conditioning import image_to_video
+from .host.conditioning import Span, image_to_video
 from .host.text_encoder import show_on_node
 from .latent import size_inputs
 
@@ -53,6 +53,59 @@ class CogVideoXImageToVideo(io.ComfyNode):
                         "Try 0.02 to 0.06 if nothing moves."
                     ),
                 ),
+                io.Int.Input(
+                    "noise_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Seed of that noise, 0 to 2^64 - 1. The same seed gives the same noise.",
+                ),
+                io.Float.Input(
+                    "image_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the image latents are multiplied with, 0 to 10. 1 is as trained, 0 shows no image.",
+                ),
+                io.Float.Input(
+                    "image_start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Part of the sampling, 0 to 1, from which on the model sees the images.",
+                ),
+                io.Float.Input(
+                    "image_end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Part of the sampling, 0 to 1, up to which the model sees the images.",
+                ),
+                io.Image.Input(
+                    "keyframes",
+                    optional=True,
+                    tooltip="Images at chosen frames, one for each position, in every video of the batch.",
+                ),
+                io.String.Input(
+                    "keyframe_positions",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        'Frames of the keyframes, such as "0, 24, 48": 0 is the first frame, -1 the last. '
+                        "At least 4 frames apart."
+                    ),
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="Prompt with the images attached."),
@@ -75,6 +128,12 @@ class CogVideoXImageToVideo(io.ComfyNode):
         start_image=None,
         end_image=None,
         noise_augmentation=0.0,
+        noise_seed=0,
+        image_strength=1.0,
+        image_start_percent=0.0,
+        image_end_percent=1.0,
+        keyframes=None,
+        keyframe_positions="",
     ) -> io.NodeOutput:
         made = image_to_video(
             positive,
@@ -87,6 +146,10 @@ class CogVideoXImageToVideo(io.ComfyNode):
             start_image=start_image,
             end_image=end_image,
             noise_augmentation=noise_augmentation,
+            noise_seed=noise_seed,
+            span=Span(image_strength, image_start_percent, image_end_percent),
+            keyframes=keyframes,
+            keyframe_positions=keyframe_positions,
         )
         if made.note and cls.hidden:
             show_on_node(made.note, cls.hidden.unique_id)

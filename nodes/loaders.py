@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..cogvideox.checkpoint import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
-from .host.files import find_pipeline, model_file, pipelines
+from .host.controlnet import load_controlnet
+from .host.files import GGUF_FOLDER, find_pipeline, listed, model_file, pipelines
 from .host.loading import describe, load_clip, load_model, load_pipeline, load_vae
 from .host.precision import WEIGHT_DTYPES
 from .host.text_encoder import show_on_node
 
 CATEGORY = "CogVideoX/loaders"
-MODEL_FOLDERS = ("diffusion_models", "unet")
+# Checkpoints hold several parts; each loader takes its own.
+MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints", GGUF_FOLDER)
+VAE_FOLDERS = ("vae", "checkpoints")
+TEXT_ENCODER_FOLDERS = ("text_encoders", "checkpoints")
+BRANCH_DTYPES = ["auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"]
 VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
 
 WEIGHT_DTYPE_TOOLTIP = (
     "How the weights are kept in memory. auto: as in the file, or what the card computes with. fp8: the large matrices "
     "in 8 bits, scaled, some loss of detail; fast also multiplies in 8 bits on cards that can (RTX 40 and newer). "
-    "fp16 suits 2B; the 5B models are computed in bf16. "
+    "fp16 suits 2B; the 5B models are computed in bf16. GGUF stays in its blocks on auto; bf16, fp16, fp32 unpack it. "
     "A pipeline's VAE follows bf16, fp16 and fp32; its text encoder stays as in its file."
 )
 VARIANT_TOOLTIP = "For what a file cannot tell; leave on auto for every released model. " + " ".join(
     f"{name}: {note}" for name, note in VARIANT_OVERRIDE_NOTES.items()
 )
-
-
-def listed(kinds: tuple[str, ...]) -> list[str]:
-    """Return the model files of the host's folders `kinds`, each name once."""
-    return list(dict.fromkeys(name for kind in kinds for name in folder_paths.get_filename_list(kind)))
 
 
 class CogVideoXLoadPipeline(io.ComfyNode):
@@ -90,14 +89,15 @@ class CogVideoXLoadModel(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads a CogVideoX transformer from models/diffusion_models or a pipeline folder of models/CogVideo. "
-                "Recognises the variant by its content, in the layouts of diffusers, ComfyUI and the original (SAT)."
+                "Recognises the variant by its content, in the layouts of diffusers, ComfyUI and the original (SAT), "
+                "also as GGUF."
             ),
-            search_aliases=["CogVideoXModelLoader", "load cogvideox"],
+            search_aliases=["CogVideoXModelLoader", "load cogvideox", "gguf", "DownloadAndLoadCogVideoGGUFModel"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
-                    tooltip="File of models/diffusion_models or unet, or pipeline folder of CogVideo or diffusers.",
+                    tooltip="File, .gguf too, of diffusion_models, unet, checkpoints; folder of CogVideo, diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP
@@ -134,8 +134,8 @@ class CogVideoXLoadVAE(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=listed(("vae",)) + list(pipelines()),
-                    tooltip="File in models/vae, or pipeline folder in models/CogVideo or diffusers.",
+                    options=listed(VAE_FOLDERS) + list(pipelines()),
+                    tooltip="File of vae or checkpoints, or pipeline folder of CogVideo or diffusers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -151,7 +151,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name, weight_dtype="auto") -> io.NodeOutput:
-        path = pipelines().get(vae_name) or model_file(("vae",), vae_name)
+        path = pipelines().get(vae_name) or model_file(VAE_FOLDERS, vae_name)
         return io.NodeOutput(load_vae(str(path), weight_dtype))
 
 
@@ -172,8 +172,8 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=listed(("text_encoders",)) + list(pipelines()),
-                    tooltip="File in models/text_encoders, or pipeline folder in models/CogVideo or diffusers.",
+                    options=listed(TEXT_ENCODER_FOLDERS) + list(pipelines()),
+                    tooltip="File of text_encoders or checkpoints, or pipeline folder of CogVideo or diffusers.",
                 )
             ],
             outputs=[io.Clip.Output(tooltip="The text encoder, for CogVideoX Text Encode.")],
@@ -181,8 +181,54 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder_name) -> io.NodeOutput:
-        path = pipelines().get(text_encoder_name) or model_file(("text_encoders",), text_encoder_name)
+        path = pipelines().get(text_encoder_name) or model_file(TEXT_ENCODER_FOLDERS, text_encoder_name)
         return io.NodeOutput(load_clip(str(path)))
 
 
-NODES = [CogVideoXLoadPipeline, CogVideoXLoadModel, CogVideoXLoadVAE, CogVideoXLoadTextEncoder]
+class CogVideoXLoadControlNet(io.ComfyNode):
+    """A ControlNet for the host's Apply ControlNet."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXLoadControlNet",
+            display_name="Load CogVideoX ControlNet",
+            category=CATEGORY,
+            description=(
+                "Loads a ControlNet of CogVideoX 2B or 5B (TheDenk's canny and hed) from models/controlnet. Connect it "
+                "to the stock Apply ControlNet with a control video as long as the video; several can be chained."
+            ),
+            search_aliases=["DownloadAndLoadCogVideoControlNet", "canny", "hed", "control video"],
+            inputs=[
+                io.Combo.Input(
+                    "control_net_name",
+                    options=listed(("controlnet",)),
+                    tooltip="File in models/controlnet. One for 2B steers 2B only, one for 5B steers 5B and 5B-I2V.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=BRANCH_DTYPES,
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "How the weights are kept in memory. auto: as in the file, or what the card computes with. "
+                        "fp8: the large matrices in 8 bits, scaled."
+                    ),
+                ),
+            ],
+            outputs=[io.ControlNet.Output(tooltip="The ControlNet, for Apply ControlNet.")],
+        )
+
+    @classmethod
+    def execute(cls, control_net_name, weight_dtype="auto") -> io.NodeOutput:
+        return io.NodeOutput(load_controlnet(str(model_file(("controlnet",), control_net_name)), weight_dtype))
+
+
+NODES = [
+    CogVideoXLoadPipeline,
+    CogVideoXLoadModel,
+    CogVideoXLoadVAE,
+    CogVideoXLoadTextEncoder,
+    CogVideoXLoadControlNet,
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..cogvideox.samplers import SAMPLERS
+from ..cogvideox.samplers import RESTORERS, SAMPLERS
 from .host.sampling import DYNAMIC_CFG, sample, sampler, scheduler_sigmas, with_dynamic_cfg
 
 CATEGORY = "CogVideoX/sampling"
@@ -70,8 +70,16 @@ class CogVideoXSamplerSelect(io.ComfyNode):
             display_name="CogVideoX Sampler Select",
             category=CATEGORY,
             description="CogVideoX's own samplers for SamplerCustomAdvanced and its relatives.",
-            search_aliases=["KSamplerSelect", "CogVideoXDPMScheduler", "CogVideoXDDIM"],
-            inputs=[io.Combo.Input("sampler_name", options=list(SAMPLERS), default="dpm", tooltip=SAMPLER_TOOLTIP)],
+            search_aliases=["KSamplerSelect", "CogVideoXDPMScheduler", "CogVideoXDDIM", "DOVE", "SparkVSR"],
+            inputs=[
+                io.Combo.Input(
+                    "sampler_name",
+                    options=[*SAMPLERS, *RESTORERS],
+                    default="dpm",
+                    tooltip=SAMPLER_TOOLTIP
+                    + " one step: restores an encoded video with DOVE or SparkVSR; needs DisableNoise.",
+                )
+            ],
             outputs=[io.Sampler.Output(tooltip="The sampler.")],
         )
 

@@ -18,6 +18,7 @@ LINES = range(30, 61)
 SECTIONS = ["Inputs", "Outputs", "Typical values", "What goes wrong and why"]
 INPUT_COLUMNS = ["Input", "What it does", "Range", "Typical"]
 OUTPUT_COLUMNS = ["Output", "Type", "What it is"]
+SOCKET_NAMES = {"ControlNet": "CONTROL_NET", "AnyType": "*"}  # where the host's name is not the class in capitals
 WIDGETS = {"INT", "FLOAT", "COMBO", "STRING", "BOOLEAN"}
 QUOTED_SHARE = 0.5  # of a quoted message that must be fixed text of the code; the rest stands for values
 QUOTED_LEAST = 10  # characters
@@ -85,6 +86,8 @@ class Module:
             case ast.Name():
                 found = self.find(node.id)
                 return found.module.value(found.node)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=number)):
+                return -number
             case ast.List() | ast.Tuple():
                 return [one for part in node.elts for one in self._items(part)]
             case ast.Dict():
@@ -142,7 +145,12 @@ def sockets(node: ast.expr, where: Module, kind: str) -> Iterator[Socket]:
             yield from sockets(node.value, where, kind)
         case ast.Call(func=ast.Attribute(value=ast.Attribute(value=ast.Name(id="io"), attr=name), attr=made)):
             assert made == kind, f"{ast.unparse(node)} among the {kind}s"
-            yield socket(node, where, name.upper())
+            yield socket(node, where, SOCKET_NAMES.get(name, name.upper()))
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=custom), attr=made)):
+            assert made == kind, f"{ast.unparse(node)} among the {kind}s"
+            found = where.find(custom)  # a socket of another pack's or of the host's: io.Custom("ITS_TYPE")
+            assert ast.unparse(found.node.func) == "io.Custom"
+            yield socket(node, where, found.module.value(found.node.args[0]))
         case ast.Call(func=ast.Name(id=helper)):
             found = where.find(helper)
             returned = [part.value for part in ast.walk(found.node) if isinstance(part, ast.Return)]
@@ -257,7 +265,7 @@ def code(text: str) -> list[str]:
 
 
 def numbers(text: str) -> list[int | float]:
-    return [float(one) if "." in one else int(one) for one in re.findall(r"\d+(?:\.\d+)?", text)]
+    return [float(one) if "." in one else int(one) for one in re.findall(r"-?\d+(?:\.\d+)?", text)]
 
 
 def default_text(socket: Socket) -> str:

@@ -19,9 +19,10 @@ HOST = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview
 OUTSIDE = {
     "cogvideox": {"torch", "einops"},
     "legacy": set(),
-    "nodes/host": {"torch", "einops", "safetensors", "numpy", "PIL", "aiohttp"} | HOST,
+    "nodes/host": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "gguf", "aiohttp"} | HOST,
     "nodes": {"torch", "folder_paths", "comfy_api"},
     "demo": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "aiohttp"},
+    "tools": {"torch", "safetensors", "numpy", "gguf"},
     "dev.py": set(),
     "__init__.py": set(),
 }
@@ -32,6 +33,7 @@ INSIDE = {
     "nodes/host": {"nodes/host", "cogvideox", "legacy"},
     "nodes": {"nodes", "nodes/host", "cogvideox"},
     "demo": {"demo", "cogvideox"},
+    "tools": {"tools", "cogvideox"},
     "dev.py": set(),
     "__init__.py": {"nodes"},
 }

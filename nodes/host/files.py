@@ -17,6 +17,11 @@ SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_FILES = (*SAFETENSORS, *PICKLES)
 PIPELINE_FOLDERS = ("CogVideo", "diffusers")
+GGUF_FOLDER = "cogvideox_gguf"  # the folders of diffusion_models, listed for .gguf
+QUANTISED = "_quantization_metadata"  # the host's entry of a file's metadata
+# Numbers in the largest tensor that is looked at when a model loads: norms, biases, patch and time embeddings, the last
+# layer. About 10 of 5B's 11 GB, in MB; what is left shows in the first step.
+CHECKED_NUMBERS = 2**21
 
 StateDict = dict[str, torch.Tensor]
 
@@ -26,8 +31,21 @@ class ModelFileError(ValueError):
 
 
 def register_folders() -> None:
-    """Let the host know models/CogVideo, where pipelines in the diffusers layout live."""
+    """Let the host know models/CogVideo, where pipelines in the diffusers layout live, and list .gguf files.
+
+    The host lists no .gguf; a name of ours for the same folders leaves its own lists as they are.
+    """
     folder_paths.add_model_folder_path("CogVideo", str(Path(folder_paths.models_dir) / "CogVideo"))
+    shared, _ = folder_paths.folder_names_and_paths["diffusion_models"]  # the list itself: folders may still be added
+    folder_paths.folder_names_and_paths[GGUF_FOLDER] = (shared, {".gguf"})
+
+
+def check_file(path: Path) -> None:
+    """Raise unless there is a file at `path`, and something in it."""
+    if not path.is_file():
+        raise ModelFileError(f"{path.name} is not there: {path}")
+    if path.stat().st_size == 0:
+        raise ModelFileError(f"{path.name} is empty: the download did not finish. Download it again.")
 
 
 def read_state_dict(path: str | Path) -> tuple[StateDict, dict[str, str]]:
@@ -36,10 +54,7 @@ def read_state_dict(path: str | Path) -> tuple[StateDict, dict[str, str]]:
     Raises ModelFileError for a file that is missing, empty, cut short, of another kind, or a pickle that holds code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelFileError(f"{path.name} is not there: {path}")
-    if path.stat().st_size == 0:
-        raise ModelFileError(f"{path.name} is empty: the download did not finish. Download it again.")
+    check_file(path)
     if path.suffix.lower() in SAFETENSORS:
         return _read_safetensors(path)
     return _read_pickle(path), {}
@@ -129,8 +144,30 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(names.values()))
 
 
-def read_folder(folder: Path) -> StateDict:
-    """Return the tensors of a diffusers component folder: one weight file, or shards with an index.
+def check_numbers(state_dict: StateDict) -> None:
+    """Raise where a file holds NaN or infinity, as far as its small tensors show it; the large ones stay unread."""
+    small = {key: tensor for key, tensor in state_dict.items() if tensor.numel() <= CHECKED_NUMBERS}
+    bad = [key for key, t in small.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ModelFileError(
+            f"The file holds invalid numbers (NaN) in {bad[0]}{more}: it is damaged, or was made wrong. "
+            "Download it again, or make it again in bf16."
+        )
+
+
+def merge_metadata(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:
+    """Return the metadata of two shards of one model; what they say of quantised layers adds up."""
+    merged = {**one, **other}
+    if QUANTISED in one and QUANTISED in other:
+        parts = [json.loads(metadata[QUANTISED]) for metadata in (one, other)]
+        layers = {name: values for part in parts for name, values in part["layers"].items()}
+        merged[QUANTISED] = json.dumps({**parts[0], **parts[1], "layers": layers})
+    return merged
+
+
+def read_folder(folder: Path) -> tuple[StateDict, dict[str, str]]:
+    """Return the tensors and the metadata of a diffusers component folder: one weight file, or shards with an index.
 
     Raises ModelFileError naming the files that are missing.
     """
@@ -150,9 +187,12 @@ def read_folder(folder: Path) -> StateDict:
     if not files:
         raise ModelFileError(f"{folder.parent.name}/{folder.name} holds no weights. Missing: a .safetensors file.")
     state_dict: StateDict = {}
+    metadata: dict[str, str] = {}
     for file in files:
-        state_dict.update(read_state_dict(file)[0])
-    return state_dict
+        tensors, notes = read_state_dict(file)
+        state_dict.update(tensors)
+        metadata = merge_metadata(metadata, notes)
+    return state_dict, metadata
 
 
 def _is_pipeline(folder: Path) -> bool:
@@ -184,12 +224,18 @@ def find_pipeline(name: str) -> Path:
         ) from None
 
 
+def listed(kinds: tuple[str, ...]) -> list[str]:
+    """Return the model files of the host's folders `kinds`, each name once."""
+    known = (kind for kind in kinds if kind != GGUF_FOLDER or kind in folder_paths.folder_names_and_paths)
+    return list(dict.fromkeys(name for kind in known for name in folder_paths.get_filename_list(kind)))
+
+
 def model_file(kinds: tuple[str, ...], name: str) -> Path:
     """Return the path of a listed model file of the host's folders `kinds`; names outside them are refused."""
     for kind in kinds:
-        if name in folder_paths.get_filename_list(kind):
+        if name in listed((kind,)):
             return Path(folder_paths.get_full_path_or_raise(kind, name))
+    folders = " or ".join(f"models/{kind}" for kind in kinds if kind != GGUF_FOLDER)
     raise ModelFileError(
-        f"There is no file named {name} in {' or '.join(f'models/{kind}' for kind in kinds)}. "
-        "Put it there and refresh the page, or choose another."
+        f"There is no file named {name} in {folders}. Put it there and refresh the page, or choose another."
     )

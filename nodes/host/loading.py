@@ -15,17 +15,38 @@ import comfy.utils
 import torch
 
 from ...cogvideox.checkpoint import (
+    CheckpointError,
     check_keys,
     detect_variant,
     normalise_transformer,
     normalise_vae,
+    split_add_on,
     transformer_config,
     vae_config,
 )
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.vae import AutoencoderKLCogVideoX
 from ...cogvideox.variants import TransformerConfig, VAEConfig, Variant
-from .files import ModelFileError, StateDict, read_config, read_folder, read_json, read_state_dict
+from .files import (
+    ModelFileError,
+    StateDict,
+    check_numbers,
+    read_config,
+    read_folder,
+    read_json,
+    read_state_dict,
+)
+from .gguf import (
+    ARCHITECTURE,
+    FORMAT,
+    GGUF,
+    attend_to_patches,
+    block_type,
+    dequantise_all,
+    keep_blocks,
+    operations,
+    read_gguf,
+)
 from .model import ModelConfig, forget_tables, sample_with_leading_latent
 from .precision import (
     FLOAT8,
@@ -43,38 +64,66 @@ from .vae import VAE
 
 log = logging.getLogger(__name__)
 
+BRANCHES = ("ConsisID", "Diffusion as Shader", "Tora")  # which nodes of their own load
 PADDING_KEY = "cogvideox_leading_latent"
 TABLES_KEY = "cogvideox_position_tables"
 
 
-def load_model(path: str, weight_dtype: str = "auto", override: str = "auto", disable_dynamic: bool = False):
-    """Load a transformer from a weight file, a component folder or a pipeline folder as the host's ModelPatcher."""
-    state_dict, variant = read_transformer(Path(path), override)
+def load_model(
+    path: str,
+    weight_dtype: str = "auto",
+    override: str = "auto",
+    with_branch: bool = False,
+    disable_dynamic: bool = False,
+):
+    """Load a transformer from a weight file, a component folder or a pipeline folder as the host's ModelPatcher.
+
+    `with_branch` says that the branch beside the transformer, which has its own loader, is loaded as well.
+    """
+    state_dict, variant, add_on = read_transformer(Path(path), override)
+    if with_branch:
+        add_on = ""
     state_dict, _ = comfy.utils.convert_old_quants(state_dict, "", metadata={})
     with torch.device("meta"):
         expected = CogVideoXTransformer3DModel(variant.transformer).state_dict()
     check_keys(state_dict, {key: tensor.shape for key, tensor in expected.items()})
     check_quantisation(state_dict)
+    check_numbers(state_dict)
 
     wanted = WEIGHT_DTYPES[weight_dtype]
+    blocks = block_type(state_dict)
+    if blocks and wanted in FLOAT8:
+        raise ModelFileError(
+            f"{Path(path).name} is quantised already ({blocks}): weight_dtype {weight_dtype} would only lose detail. "
+            "Set weight_dtype to auto, or take an unquantised file of the model."
+        )
+    if blocks and wanted is not None:
+        dequantise_all(state_dict, expected, wanted)
+        blocks = None
     if wanted in FLOAT8:
         quantise(state_dict, wanted)
     if weight_dtype == FP8_FAST:
         multiply_in_eight_bits(state_dict, variant.transformer)
-    model_config = ModelConfig(variant)
-    model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
+    model_config = ModelConfig(variant, add_on)
+    model_config.quant_config = {FORMAT: blocks} if blocks else comfy.utils.detect_layer_quantization(state_dict, "")
     dtype = choose_dtype(model_config, state_dict, wanted)
+    if blocks:
+        compute = model_config.manual_cast_dtype or dtype
+        keep_blocks(state_dict, expected, compute)
+        model_config.custom_operations = operations(compute)
     if model_config.quant_config is None and dtype not in FLOAT8:
         cast_weights(state_dict, dtype)
     patcher = make_patcher(model_config, state_dict, disable_dynamic)
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype, override))
+    if blocks:
+        attend_to_patches(patcher)
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype, override, with_branch))
     log.info("%s", describe(patcher))
     return patcher
 
 
-def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant]:
-    """Return tensors in diffusers' names and the variant; config.json files beside the weights win."""
-    config, scheduler, vae, pipeline = None, {}, {}, None
+def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant, str]:
+    """Return tensors in diffusers' names, the variant and whose add-on was left out; config.json files win."""
+    config, scheduler, vae, pipeline, architecture = None, {}, {}, None, None
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path
         values = read_config(folder / "config.json", defaults(TransformerConfig))
@@ -82,13 +131,24 @@ def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant]:
         scheduler = read_config(folder.parent / "scheduler" / "scheduler_config.json", {"snr_shift_scale": 1.0})
         vae = read_config(folder.parent / "vae" / "config.json", {"scaling_factor": 1.0})
         pipeline = read_json(folder.parent / "model_index.json").get("_class_name")
-        state_dict = read_folder(folder)
+        state_dict, metadata = read_folder(folder)
+        mark_quantised_layers(state_dict, metadata)
+    elif path.suffix.lower() == GGUF:
+        state_dict, architecture = read_gguf(path)
     else:
         state_dict, metadata = read_state_dict(path)
         mark_quantised_layers(state_dict, metadata)
-    state_dict = normalise_transformer(state_dict)
+    try:
+        state_dict, add_on = split_add_on(normalise_transformer(state_dict))
+    except CheckpointError as error:
+        if architecture in (None, ARCHITECTURE):
+            raise
+        raise ModelFileError(
+            f"{path.name} holds a model of the architecture {architecture}, but a CogVideoX transformer was needed. "
+            "Load it with a node made for it, or choose a CogVideoX file here."
+        ) from error
     config = config or transformer_config(state_dict)
-    return state_dict, detect_variant(state_dict, config, scheduler, vae, override, pipeline)
+    return state_dict, detect_variant(state_dict, config, scheduler, vae, override, pipeline), add_on
 
 
 def defaults(config: type) -> dict[str, Any]:
@@ -117,10 +177,18 @@ def describe(patcher) -> str:
     """Say what was recognised, how it is stored and its size: "CogVideoX-5B-I2V, bf16, 11.2 GB"."""
     dtype = patcher.model.get_dtype()
     name = next((name for name, value in WEIGHT_DTYPES.items() if value == dtype), str(dtype))
-    quantised = " quantised" if patcher.model.model_config.quant_config else ""
+    formats = {getattr(module, "quant_format", None) for module in patcher.model.diffusion_model.modules()} - {None}
+    if blocks := (patcher.model.model_config.quant_config or {}).get(FORMAT):
+        formats = {blocks}
+    if formats:
+        name = ", ".join(sorted(formats)).replace("float8", "fp8") + " quantised"
     size = patcher.model_size()
     size = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-    return f"{patcher.model.variant.name}, {name}{quantised}, {size}"
+    text = f"{patcher.model.variant.name}, {name}, {size}"
+    if add_on := patcher.model.model_config.add_on:
+        text += f"\nThis is the base of {add_on} alone: the layers that {add_on} adds to it are left out."
+        text += f" Load CogVideoX {add_on} loads them too." if add_on in BRANCHES else ""
+    return text
 
 
 def load_vae(path: str, weight_dtype: str = "auto", disable_dynamic: bool = False) -> VAE:
@@ -131,7 +199,7 @@ def load_vae(path: str, weight_dtype: str = "auto", disable_dynamic: bool = Fals
         folder = source / "vae" if (source / "vae").is_dir() else source
         values = read_config(folder / "config.json", defaults(VAEConfig))
         config = VAEConfig.from_json(values) if values else None
-        state_dict = read_folder(folder)
+        state_dict, _ = read_folder(folder)
     else:
         state_dict, _ = read_state_dict(source)
     state_dict = normalise_vae(state_dict)
@@ -139,6 +207,7 @@ def load_vae(path: str, weight_dtype: str = "auto", disable_dynamic: bool = Fals
     with torch.device("meta"):
         expected = AutoencoderKLCogVideoX(config).state_dict()
     check_keys(state_dict, {key: tensor.shape for key, tensor in expected.items()})
+    check_numbers(state_dict)
     vae = VAE(state_dict, config, WEIGHT_DTYPES[weight_dtype], disable_dynamic)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, weight_dtype))
     return vae
@@ -152,11 +221,11 @@ def load_vae_patcher(path: str, weight_dtype: str, disable_dynamic: bool = False
 def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Load a T5 text encoder from a weight file, a component folder or a pipeline folder."""
     source = Path(path)
-    config, metadata = {}, {}
+    config = {}
     if source.is_dir():
         folder = source / "text_encoder" if (source / "text_encoder").is_dir() else source
         config = read_json(folder / "config.json")
-        state_dict = read_folder(folder)
+        state_dict, metadata = read_folder(folder)
     else:
         state_dict, metadata = read_state_dict(source)
     reload = (load_clip_patcher, (path,))

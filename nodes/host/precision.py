@@ -12,8 +12,9 @@ import re
 import comfy.model_management
 import comfy.utils
 import torch
+from comfy.quant_ops import QUANT_ALGOS
 
-from ...cogvideox.keys import KNOWN_PREFIXES, QUANT_SUFFIXES
+from ...cogvideox.keys import KNOWN_PREFIXES, LARGE_MATRIX, PACKED_SUFFIXES, QUANT_SUFFIXES
 from ...cogvideox.variants import TransformerConfig
 from .files import ModelFileError, StateDict
 from .model import ModelConfig
@@ -33,7 +34,7 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 # The weights that stand eight bits: the large matrices of the blocks. Embeddings, norms with their linear layers, and
 # biases do not (the keep list of the older pack and of torchao's CogVideoX recipe; 1.5 breaks with a narrow `norm1`).
-EIGHT_BIT = re.compile(r"transformer_blocks\.\d+\.(attn1\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))\.weight")
+EIGHT_BIT = LARGE_MATRIX
 
 # Of those, the ones that may also multiply in eight bits. The host rounds what goes into them as it is, between -448
 # and 448: normalised tokens and what attention makes of them stay in there, the hidden layer of the feed-forward may
@@ -55,8 +56,17 @@ def mark_quantised_layers(state_dict: StateDict, metadata: dict[str, str]) -> No
 
 def check_quantisation(state_dict: StateDict) -> None:
     """Raise where a layer is quantised and the host is not told how: it would use the scaled numbers as they are."""
-    for key in state_dict:
+    for key, tensor in state_dict.items():
         layer, _, suffix = key.rpartition(".")
+        if suffix in PACKED_SUFFIXES:
+            continue
+        if suffix == "comfy_quant":
+            number_format = json.loads(bytes(tensor.tolist())).get("format")
+            if number_format not in QUANT_ALGOS:
+                raise ModelFileError(
+                    f"The file is quantised to {number_format} ({layer}), which this ComfyUI does not know. "
+                    f"Update ComfyUI, or use a file in one of: {', '.join(QUANT_ALGOS)}."
+                )
         if suffix in QUANT_SUFFIXES and f"{layer}.comfy_quant" not in state_dict:
             raise ModelFileError(
                 f"The file is quantised in a way that ComfyUI does not read ({key}). "
@@ -113,14 +123,17 @@ def choose_dtype(config: ModelConfig, state_dict: StateDict, wanted: torch.dtype
     """
     device = comfy.model_management.get_torch_device()
     supported = list(config.supported_inference_dtypes)
-    in_file = comfy.utils.weight_dtype(state_dict)
+    in_file = comfy.utils.weight_dtype(
+        {key: tensor for key, tensor in state_dict.items() if tensor.is_floating_point()}
+    )
     dtype = wanted
     if dtype is None:
         parameters = comfy.utils.calculate_parameters(state_dict)
         dtype = comfy.model_management.unet_dtype(
             model_params=parameters, supported_dtypes=supported, weight_dtype=in_file
         )
-        if in_file is not None and in_file.itemsize < dtype.itemsize:
+        # The bytes of a quantised file are no type that the rest of it could have.
+        if in_file is not None and in_file.is_floating_point and in_file.itemsize < dtype.itemsize:
             dtype = in_file
     if config.quant_config is not None:
         compute = comfy.model_management.unet_manual_cast(None, device, supported)

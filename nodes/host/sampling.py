@@ -9,7 +9,7 @@ import comfy.utils
 import latent_preview
 import torch
 
-from ...cogvideox.samplers import SAMPLERS
+from ...cogvideox.samplers import RESTORERS, SAMPLERS
 from ...cogvideox.schedule import (
     COSINE_OVER_STEPS,
     REFERENCE,
@@ -39,8 +39,8 @@ def scheduler_sigmas(model, steps: int, denoise: float = 1.0) -> torch.Tensor:
 
 
 def sampler(name: str) -> comfy.samplers.KSAMPLER:
-    """Return SAMPLER "ddim" or "dpm" as CogVideoX defines them."""
-    return comfy.samplers.KSAMPLER(SAMPLERS[name])
+    """Return SAMPLER "ddim" or "dpm" as CogVideoX defines them, or "one step" as its restoring relatives do."""
+    return comfy.samplers.KSAMPLER({**SAMPLERS, **RESTORERS}[name])
 
 
 def with_dynamic_cfg(model, schedule: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -179,6 +180,20 @@ class VAE(comfy.sd.VAE):
         vae = copy.copy(self)
         vae.memory_used_decode = slab_memory
         return vae.decode(samples, {"slabs": True})
+
+    @torch.inference_mode()
+    def decode_stream(self, samples, slabs: bool = False) -> Iterator[torch.Tensor]:
+        """Yield the frames of one video's latents [1, 16, T, H, W] as they are decoded: float32 [f, 8H, 8W, 3], 0 to 1.
+
+        Nothing but the latents grows with T. With `slabs` the same frames come in less memory and more time.
+        """
+        check_latents(samples)
+        memory = (slab_memory if slabs else decode_memory)(samples.shape, self.vae_dtype)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+        cache_device = comfy.model_management.vae_offload_device() if slabs else None
+        latents = samples.to(device=self.device, dtype=self.vae_dtype)
+        for chunk in self.first_stage_model.vae.decode_chunks(latents, slabs, cache_device):
+            yield self.process_output(chunk[0].movedim(0, -1).float().to("cpu", copy=True))
 
     def decode_tiled(self, samples, **tiles):
         check_latents(samples)

@@ -2,8 +2,10 @@
 
 The diffusers lists come from diffusers' own classes on the meta device; the core list from comfy/ldm/cogvideo/model.py
 of ComfyUI 0.30.0 likewise (`--comfyui DIR`); the SAT lists from reading sat/dit_video_concat.py and
-sat/vae_modules/cp_enc_dec.py of github.com/THUDM/CogVideo at e519ece, and SwissArmyTransformer 0.4.12. A list is a tree
-of name parts whose leaves are shapes; siblings that are alike share a branch ("0-41", "to_q,to_k,to_v").
+sat/vae_modules/cp_enc_dec.py of github.com/THUDM/CogVideo at e519ece, and SwissArmyTransformer 0.4.12; what Diffusion
+as Shader and TrajectoryCrafter add, from models/cogvideox_tracking.py of github.com/IGL-HKUST/DiffusionAsShader and
+models/crosstransformer3d.py of github.com/TrajectoryCrafter/TrajectoryCrafter. A list is a tree of name parts whose
+leaves are shapes; siblings that are alike share a branch ("0-41", "to_q,to_k,to_v").
 """
 
 from __future__ import annotations
@@ -25,6 +27,13 @@ DIFFUSERS = {
     "5b-i2v": dict(_5B, in_channels=32, use_learned_positional_embeddings=True),
     "1.5-5b": _15,
     "1.5-5b-i2v": dict(_15, in_channels=32, ofs_embed_dim=512),
+    "fun-2b-inp": dict(in_channels=33, out_channels=16),
+    "fun-5b-inp": dict(_5B, in_channels=33, out_channels=16),
+    "fun-1.5-5b-inp": dict(_15, in_channels=33, out_channels=16),
+    "fun-2b-control": dict(in_channels=32, out_channels=16),  # NimVideo's 2B image-to-video too
+    "fun-5b-control": dict(_5B, in_channels=32, out_channels=16),
+    "void": dict(_15, in_channels=48, out_channels=16),
+    "void-stacked": dict(_15, in_channels=36, out_channels=16),
 }
 SAT = {
     "sat-2b": dict(width=1920, layers=30, positions="sincos"),
@@ -161,6 +170,28 @@ def sat_vae(widths=(128, 256, 256, 512), layers=3, latent=16):
     return keys | {"loss.logvar": ()}
 
 
+def tracking_layers(base: dict[str, tuple[int, ...]], blocks: int = 18) -> dict[str, tuple[int, ...]]:
+    """Return what Diffusion as Shader adds to `base`, 5B-I2V: copied blocks and what joins them."""
+    width = base["norm_final.weight"][0]
+    rests = {key.split(".", 2)[2]: shape for key, shape in base.items() if key.startswith("transformer_blocks.0.")}
+    keys = {f"transformer_blocks_copy.{n}.{rest}": shape for n in range(blocks) for rest, shape in rests.items()}
+    for n in range(blocks):
+        keys |= linear(f"combine_linears.{n}", width, width)
+    return keys | linear("initial_combine_linear", width, width)
+
+
+def reference_layers(width: int = 3072, layers: int = 21, heads: int = 16, head: int = 128):
+    """Return what TrajectoryCrafter adds to Fun 5B InP: attention to the patches of a reference video."""
+    keys = conv("ref_patch_embed.proj", 16, width, 2, 2)
+    for n in range(layers):
+        layer = f"perceiver_cross_attention.{n}"
+        keys |= norm(f"{layer}.norm1", width) | norm(f"{layer}.norm2", width)
+        keys[f"{layer}.to_q.weight"] = (heads * head, width)
+        keys[f"{layer}.to_kv.weight"] = (2 * heads * head, width)
+        keys[f"{layer}.to_out.weight"] = (width, heads * head)
+    return keys
+
+
 def _shapes(module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
@@ -212,6 +243,8 @@ def main() -> None:
         for name, config in DIFFUSERS.items():
             model = diffusers.CogVideoXTransformer3DModel(**config)
             _write(name, f"diffusers {diffusers.__version__}, CogVideoXTransformer3DModel", _shapes(model))
+        face = diffusers.ConsisIDTransformer3DModel(**DIFFUSERS["5b-i2v"], is_train_face=True, is_kps=True)
+        _write("consisid", f"diffusers {diffusers.__version__}, ConsisIDTransformer3DModel", _shapes(face))
         levels = dict(
             down_block_types=("CogVideoXDownBlock3D",) * 4,
             up_block_types=("CogVideoXUpBlock3D",) * 4,
@@ -219,6 +252,10 @@ def main() -> None:
         )
         _write("vae", f"diffusers {diffusers.__version__}, AutoencoderKLCogVideoX",
                _shapes(diffusers.AutoencoderKLCogVideoX(**levels)))  # fmt: skip
+    base = load("5b-i2v")
+    _write("das", "IGL-HKUST/DiffusionAsShader, models/cogvideox_tracking.py, read", base | tracking_layers(base))
+    _write("trajectorycrafter", "TrajectoryCrafter/TrajectoryCrafter, models/crosstransformer3d.py, read",
+           load("fun-5b-inp") | reference_layers())  # fmt: skip
     for name, config in SAT.items():
         _write(name, "THUDM/CogVideo e519ece, sat/dit_video_concat.py, read", sat_transformer(**config))
     _write("sat-vae", "THUDM/CogVideo e519ece, sat/vae_modules/cp_enc_dec.py, read", sat_vae())

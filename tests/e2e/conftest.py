@@ -19,6 +19,11 @@ def server(tmp_path_factory):
     picture = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     Image.fromarray(picture).save(base / "input" / "example.png")
     videos.write(base / "input" / "video.mp4", frames=12, fps=10, width=80, height=48)
+    (base / "input" / "cogvideox_clips").mkdir()
+    for number in range(2):
+        clip = base / "input" / "cogvideox_clips" / f"{number}.mp4"
+        videos.write(clip, frames=9 + number, fps=8, width=96, height=64)
+        clip.with_suffix(".txt").write_text(f"clip number {number}", encoding="utf-8")
     server = Server(base)
     try:
         server.wait()

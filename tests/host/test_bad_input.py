@@ -19,9 +19,9 @@ import pytest
 import torch
 from pack.cogvideox.checkpoint import CheckpointError
 from pack.nodes.conditioning import CogVideoXImageToVideo
-from pack.nodes.host import sampling
+from pack.nodes.host import loading, sampling
 from pack.nodes.host.conditioning import empty_latent, image_to_video
-from pack.nodes.host.files import ModelFileError, find_pipeline, model_file, read_state_dict
+from pack.nodes.host.files import ModelFileError, check_numbers, find_pipeline, model_file, read_state_dict
 from pack.nodes.host.loading import load_clip, load_model, load_pipeline, load_vae
 from pack.nodes.latent import EmptyCogVideoXLatentVideo
 from pack.nodes.text import CogVideoXTextEncode
@@ -351,6 +351,107 @@ def test_a_name_outside_the_models_is_no_file(secret, name):
     message = f"There is no file named {name} in models/diffusion_models or models/unet. Put it there"
     with refused(message, error=ModelFileError):
         model_file(("diffusion_models", "unet"), name)
+
+
+# --- invalid numbers -----------------------------------------------------------------------------------------------
+
+
+def poisoned(path: Path, part: str, key: str, value: float, variant="5b") -> Path:
+    weights = {name: tensor.clone() for name, tensor in read_state_dict(weights_file(part, variant))[0].items()}
+    weights[key].view(-1)[-1] = value
+    save_file(weights, path)
+    return path
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("transformer", "transformer_blocks.1.attn1.to_q.bias"),
+        ("transformer", "proj_out.weight"),
+        ("vae", "decoder.conv_out.conv.bias"),
+    ],
+)
+def test_a_file_with_invalid_numbers_is_refused(tmp_path, part, key, value):
+    file = poisoned(tmp_path / "mine.safetensors", part, key, value)
+    with refused(f"holds invalid numbers (NaN) in {key}: it is damaged", "Download it again", error=ModelFileError):
+        PARTS[part](str(file))
+
+
+def test_the_matrices_of_a_large_file_stay_unread(monkeypatch):
+    """Their numbers are seen in the first step instead."""
+    seen = []
+    monkeypatch.setattr(torch, "isfinite", lambda tensor, original=torch.isfinite: seen.append(1) or original(tensor))
+    large, small = torch.full((2**11, 2**10 + 1), NAN), torch.zeros(2)
+    check_numbers({"large": large, "small": small})
+    assert seen == [1]
+
+
+def run_poisoned(model, variant="5b"):
+    inputs = good(variant)
+    before = copy.deepcopy(inputs)
+    try:
+        nodes.KSampler().sample(model, SEED, STEPS, CFG, "euler", "simple", *inputs, 1.0)
+    finally:
+        assert same(before, inputs)
+
+
+def test_invalid_numbers_stop_the_first_step_and_name_the_weight(unharmed, monkeypatch, tmp_path):
+    """Rather than a black video."""
+    unharmed("5b")
+    key = "transformer_blocks.0.ff.net.2.weight"
+    monkeypatch.setattr(loading, "check_numbers", lambda state_dict: None)  # as in a matrix of released size
+    model = load_model(str(poisoned(tmp_path / "mine.safetensors", "transformer", key, NAN)))
+    with refused("computed invalid numbers (NaN), which would be a black video. Its weights hold some", f"({key})"):
+        run_poisoned(model)
+
+
+def test_a_5b_model_in_fp16_is_told_why_its_video_is_black(unharmed):
+    unharmed("5b")
+    model = load_model(str(pipelines.folder("5b")), "fp32")
+    model.set_model_compute_dtype(torch.float16)
+    model.model.manual_cast_dtype = torch.float16
+    block = model.model.diffusion_model.transformer_blocks[0]
+    with torch.no_grad():
+        block.ff.net[2].weight.mul_(3e4)  # finite, and too large for half precision once added up
+    with refused("computed invalid numbers (NaN)", "The 5B models overflow in fp16: set weight_dtype to bf16"):
+        run_poisoned(model)
+
+
+def test_a_patch_that_breaks_the_model_is_told_from_a_bad_file(unharmed):
+    unharmed("5b")
+    model = pipelines.ours("5b")[0].clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k) * NAN
+    with refused("computed invalid numbers (NaN)", "Leave out LoRAs, other attention kernels and fp8_e4m3fn_fast"):
+        run_poisoned(model)
+
+
+# --- refused loads leave no trace ------------------------------------------------------------------------------------
+
+
+def test_a_refused_file_leaves_the_loaded_model_as_it_was(unharmed, tmp_path):
+    unharmed("5b")
+    model = pipelines.ours("5b")[0]
+    before = {key: tensor.clone() for key, tensor in model.model.diffusion_model.state_dict().items()}
+    save_file({key: torch.zeros(1) for key in WAN}, tmp_path / "wan.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(weights_file("transformer").read_bytes()[:-1])
+    poisoned(tmp_path / "nan.safetensors", "transformer", "proj_out.weight", NAN)
+    for name in ("wan", "cut", "nan"):
+        with pytest.raises(ValueError):
+            load_model(str(tmp_path / f"{name}.safetensors"))
+    after = model.model.diffusion_model.state_dict()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+def test_shards_of_two_models_are_refused(folder):
+    """As when two downloads end up in one folder."""
+    index = sharded(folder)
+    other = read_state_dict(weights_file("transformer", "1.5-i2v"))[0]
+    shard = index.parent / "b.safetensors"
+    keys = read_state_dict(shard)[0]
+    save_file({key: other[key].clone() for key in keys}, shard)
+    with refused("The tensors do not fit the model they look like", "of another shape", error=CheckpointError):
+        load_model(str(folder))
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_extras.nodes_model_merging import CheckpointSave, ModelSave
 from pack.benchmarks.counting import peak_of
 from pack.cogvideox.checkpoint import CheckpointError
@@ -24,6 +25,7 @@ from pack.demo import tiny_pipeline
 from pack.nodes.host import loading, precision
 from pack.nodes.host.conditioning import empty_latent, image_to_video
 from pack.nodes.host.files import ModelFileError
+from pack.nodes.host.model import ModelConfig
 from pack.tests.model.test_checkpoint import prefixed, to_core, to_sat
 from safetensors.torch import load_file, save_file
 
@@ -36,7 +38,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 # What no key tells of a small model: which positions it has.
 OVERRIDES = {"2b": "2b", "5b": "5b"}
 # Relative error of one forward against the same weights in fp32: bounds about twice what these weights give.
-PRECISION = {"bf16": 6e-3, "fp16": 1e-3, "fp32": 0.0, "fp8_e4m3fn": 2e-2, "fp8_e5m2": 4e-2}
+# The same numbers may be summed in another order where they lie elsewhere in memory.
+ROUNDING = 1e-6
+PRECISION = {"bf16": 6e-3, "fp16": 1e-3, "fp32": ROUNDING, "fp8_e4m3fn": 2e-2, "fp8_e5m2": 4e-2}
 FLOAT8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -169,7 +173,7 @@ def test_every_layout_is_the_model_of_the_folder(layout, variant, tmp_path):
     patcher = loading.load_model(path, override=OVERRIDES.get(variant, "auto"))
     assert patcher.model.variant == reference(variant).model.variant
     assert_same_weights(patcher, weights(variant))
-    assert torch.equal(video(patcher, variant), video(reference(variant), variant))
+    assert relative_error(video(patcher, variant), video(reference(variant), variant)) <= 10 * ROUNDING
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -242,10 +246,10 @@ def test_a_vae_config_wins_over_what_shapes_suggest(copy):
 
 
 def assert_close(patcher, bound: float, variant: str = "1.5") -> None:
-    """Compare one forward with the unrounded weights: within the bound, and (as the weights differ) not equal."""
+    """Compare one forward with the unrounded weights: within the bound, and where the weights differ not equal."""
     error = relative_error(velocity(patcher, variant), velocity(reference(variant), variant))
-    assert bool(error) == bool(bound)
     assert error <= bound
+    assert error > ROUNDING or bound == ROUNDING
 
 
 @pytest.mark.parametrize("variant", ["2b", "5b-i2v", "1.5-i2v"])
@@ -435,7 +439,7 @@ def test_a_plain_eight_bit_file_keeps_its_numbers(weight_dtype, tmp_path):
     assert {mark["format"] for mark in marks(stored).values()} == {"float8_e4m3fn"}
     exact = [mark.get("full_precision_matrix_mult", False) for mark in marks(stored).values()]
     assert exact.count(True) == (4 if weight_dtype.endswith("fast") else 12)  # of 2 blocks
-    assert torch.equal(velocity(patcher), velocity(loading.load_model(path)))
+    assert relative_error(velocity(patcher), velocity(loading.load_model(path))) <= ROUNDING
 
 
 def test_a_scaled_file_may_multiply_in_eight_bits_where_that_is_asked_for(tmp_path):
@@ -483,7 +487,7 @@ def test_a_lora_on_eight_bits_does_what_it_does_on_the_whole(weight_dtype, resid
     assert change > 0.1
     assert 0 < error <= (2e-2 if resident else 1e-2)
     assert_same_weights(narrow, before)
-    assert torch.equal(velocity(narrow), plain)
+    assert relative_error(velocity(narrow), plain) <= ROUNDING
 
 
 # --- quantised files ------------------------------------------------------------------------------------------------
@@ -503,6 +507,20 @@ def scaled(state_dict, scale_name: str, dtype=torch.float8_e4m3fn):
 
 def described(layers, prefix="") -> str:
     return json.dumps({"layers": {prefix + layer: {"format": "float8_e4m3fn"} for layer in layers}})
+
+
+def write_quantised_folder(path: Path, weights, layers, shards: int) -> str:
+    """Write a pipeline folder whose weight files say in their metadata which layers are quantised."""
+    shutil.copytree(folder("1.5"), path)
+    (path / "transformer" / WEIGHTS).unlink()
+    names = [f"part-{number}.safetensors" for number in range(shards)]
+    index = {key: names[number % shards] for number, key in enumerate(sorted(weights))}
+    for name in names:
+        held = {key: tensor for key, tensor in weights.items() if index[key] == name}
+        told = [layer for layer in layers if f"{layer}.weight" in held]
+        saved(path / "transformer" / name, held, _quantization_metadata=described(told))
+    (path / "transformer" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return str(path)
 
 
 def quantised_files(path: Path):
@@ -527,6 +545,8 @@ def quantised_files(path: Path):
             path / "6.safetensors", prefixed(new, prefix), _quantization_metadata=described(layers)
         ),
         "metadata in core's names": saved(path / "7.safetensors", core, _quantization_metadata=described(core_layers)),
+        "metadata in a folder": write_quantised_folder(path / "8", new, layers, 1),
+        "metadata in shards": write_quantised_folder(path / "9", new, layers, 3),
     }
 
 
@@ -541,10 +561,60 @@ def test_every_form_of_scaled_weights_loads_and_runs(tmp_path):
         results[name] = velocity(patcher)
         assert torch.isfinite(video(patcher, "1.5")).all(), name
     first = results.pop("scaled_fp8")
-    assert all(torch.equal(result, first) for result in results.values())
+    assert max(relative_error(result, first) for result in results.values()) <= ROUNDING
 
 
-@pytest.mark.parametrize("suffix", ["weight_scale", "Q8_0_qweight"])
+# Relative error of one forward against the weights in fp32, about twice what these weights give.
+HOST_FORMATS = {"mxfp8": 3e-2, "nvfp4": 8e-2, "int8_tensorwise": 1e-2, "convrot_w4a4": 8e-2}
+
+
+def in_host_format(state_dict, name: str):
+    """Return the weights with their large matrices quantised by the host itself, as its tools write files."""
+    out, algorithm = dict(state_dict), QUANT_ALGOS[name]
+    for key, tensor in state_dict.items():
+        fits = name != "convrot_w4a4" or tensor.shape[-1] % 256 == 0  # rotates groups of 256 numbers
+        if precision.EIGHT_BIT.fullmatch(key) and fits:
+            narrow = QuantizedTensor.from_float(tensor, algorithm["comfy_tensor_layout"], scale="recalculate")
+            out |= narrow.state_dict(key)
+            mark = {"format": name, "full_precision_matrix_mult": True}
+            out[key.replace("weight", "comfy_quant")] = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+    return out
+
+
+@pytest.mark.parametrize("name", HOST_FORMATS)
+def test_every_format_of_the_host_loads_runs_and_is_saved(name, tmp_path):
+    narrow = in_host_format(weights("1.5"), name)
+    patcher = loading.load_model(saved(tmp_path / "a.safetensors", narrow))
+    assert f", {name} quantised, " in loading.describe(patcher)
+    assert_close(patcher, HOST_FORMATS[name])
+    assert torch.isfinite(video(patcher, "1.5")).all()
+    path = save_with_stock_node(patcher, name)
+    kept = load_file(path)
+    layers = [key.removesuffix(".comfy_quant") for key in narrow if key.endswith(".comfy_quant")]
+    assert layers
+    for layer in layers:
+        assert torch.equal(kept[f"{layer}.weight"].view(torch.uint8), narrow[f"{layer}.weight"].view(torch.uint8))
+    again = loading.load_model(str(path))
+    assert relative_error(velocity(again), velocity(patcher)) <= ROUNDING
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_the_bytes_of_a_quantised_file_are_not_the_type_of_the_model(dtype):
+    """At released sizes they are nearly all there is."""
+    config = ModelConfig(COGVIDEOX_15_5B)
+    config.quant_config = {"mixed_ops": True}
+    state_dict = {"a.weight": torch.zeros(64, 64, dtype=dtype), "a.bias": torch.zeros(64, dtype=torch.bfloat16)}
+    assert precision.choose_dtype(config, state_dict, None).is_floating_point
+
+
+def test_a_format_the_host_does_not_know_is_refused(tmp_path):
+    mark = torch.tensor(list(b'{"format": "int3"}'), dtype=torch.uint8)
+    stranger = weights("1.5") | {"transformer_blocks.0.attn1.to_q.comfy_quant": mark}
+    with pytest.raises(ModelFileError, match="quantised to int3 .* does not know. Update ComfyUI, or use a file in"):
+        loading.load_model(saved(tmp_path / "a.safetensors", stranger))
+
+
+@pytest.mark.parametrize("suffix", ["weight_scale", "scale_weight"])
 def test_scales_nobody_explains_are_refused(suffix, tmp_path):
     """The host would use the scaled numbers as weights, and paint noise."""
     state_dict, layers = scaled(weights("1.5"), suffix)
@@ -587,7 +657,7 @@ def test_what_is_saved_loads_again_bit_for_bit(weight_dtype, variant):
     assert {key for key in parameters(patcher) if not key.endswith(("_scale", "_quant"))} == weights(variant).keys()
     again = loading.load_model(str(path), override=OVERRIDES.get(variant, "auto"))
     assert_same_weights(again, parameters(patcher))
-    assert torch.equal(velocity(again, variant), velocity(patcher, variant))
+    assert relative_error(velocity(again, variant), velocity(patcher, variant)) <= ROUNDING
 
 
 def test_a_plain_eight_bit_model_is_saved_as_it_is(tmp_path):
@@ -601,7 +671,7 @@ def test_a_quantised_model_is_saved_quantised(tmp_path):
     patcher = loading.load_model(quantised_files(tmp_path)["metadata"])
     again = loading.load_model(str(save_with_stock_node(patcher, "quantised")))
     assert "quantised" in loading.describe(again)
-    assert torch.equal(velocity(again), velocity(patcher))
+    assert relative_error(velocity(again), velocity(patcher)) <= ROUNDING
 
 
 def test_a_patch_is_saved_with_the_weights():
@@ -654,14 +724,14 @@ def test_the_host_can_load_a_patcher_anew(part, monkeypatch):
     assert all(before[key].dtype == after[key].dtype and torch.equal(before[key], after[key]) for key in before)
     if part == "MODEL":
         assert again.model.variant == patcher.model.variant
-        assert torch.equal(video(again, "1.5"), video(patcher, "1.5"))
+        assert relative_error(video(again, "1.5"), video(patcher, "1.5")) <= 10 * ROUNDING
 
 
 def test_a_deep_copy_for_another_device_has_weights_of_its_own():
     patcher = reference("1.5")
     copy = patcher.clone(force_deepcopy=True)
     assert copy.model is not patcher.model
-    assert torch.equal(video(copy, "1.5"), video(patcher, "1.5"))
+    assert relative_error(video(copy, "1.5"), video(patcher, "1.5")) <= 10 * ROUNDING
 
 
 # --- layers without weights -----------------------------------------------------------------------------------------
@@ -699,7 +769,7 @@ def test_the_transformer_never_looks_at_weights_before_they_are_loaded(variant, 
     patcher = loading.load_model(str(folder(variant)))
     assert isinstance(patcher.model.diffusion_model.proj_out, LazyOps.Linear)
     assert_same_weights(patcher, weights(variant))
-    assert torch.equal(velocity(patcher, variant), velocity(reference(variant), variant))
+    assert relative_error(velocity(patcher, variant), velocity(reference(variant), variant)) <= ROUNDING
 
 
 def test_the_vae_never_looks_at_weights_before_they_are_loaded():

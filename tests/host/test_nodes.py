@@ -48,19 +48,55 @@ pytestmark = pytest.mark.usefixtures("inference")
 # --- the promise to shared workflows -------------------------------------------------------------------------------
 
 SIZE = "width:INT height:INT length:INT batch_size:INT"
+STEERING = "strength:FLOAT start_percent:FLOAT end_percent:FLOAT"
 # id: inputs (`?` is optional), outputs. Add rows, and inputs at the end or optional ones; never change what is here.
 PROMISE = {
     "CogVideoXLoadPipeline": ("pipeline:COMBO weight_dtype:COMBO variant:COMBO?", "MODEL CLIP VAE"),
     "CogVideoXLoadModel": ("model_name:COMBO weight_dtype:COMBO variant:COMBO", "MODEL"),
     "CogVideoXLoadVAE": ("vae_name:COMBO weight_dtype:COMBO?", "VAE"),
     "CogVideoXLoadTextEncoder": ("text_encoder_name:COMBO", "CLIP"),
+    "CogVideoXLoadLoRA": ("model:MODEL lora_name:COMBO strength:FLOAT scaling:COMBO", "MODEL"),
+    "CogVideoXLoadControlNet": ("control_net_name:COMBO weight_dtype:COMBO?", "CONTROL_NET"),
+    "CogVideoXLoadTora": ("tora_name:COMBO weight_dtype:COMBO model:MODEL? extractor_name:COMBO?", "MODEL"),
+    "CogVideoXTrajectory": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE latent:LATENT coordinates:STRING {STEERING} "
+        "optical_flow:IMAGE? image:IMAGE?",
+        "CONDITIONING CONDITIONING IMAGE",
+    ),
+    "CogVideoXLoadDiffusionAsShader": ("shader_name:COMBO weight_dtype:COMBO model:MODEL?", "MODEL"),
+    "CogVideoXTrackingVideo": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE latent:LATENT tracking_video:IMAGE {STEERING}",
+        "CONDITIONING CONDITIONING",
+    ),
+    "CogVideoXLoadConsisID": ("consisid_name:COMBO weight_dtype:COMBO model:MODEL?", "MODEL"),
+    "CogVideoXIdentityToVideo": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE image:IMAGE {SIZE} identity_name:COMBO {STEERING} "
+        "identity:*? face_keypoints:IMAGE?",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
     "CogVideoXTextEncode": ("clip:CLIP text:STRING long_prompt:COMBO prompt_weights:BOOLEAN?", "CONDITIONING"),
     "CogVideoXPromptTemplate": ("task:COMBO idea:STRING words:INT", "STRING"),
     "EmptyCogVideoXLatentVideo": (SIZE, "LATENT"),
     "CogVideoXResolution": ("model:COMBO size:COMBO seconds:FLOAT base:INT image:IMAGE?", "INT INT INT"),
     "CogVideoXImageToVideo": (
         f"positive:CONDITIONING negative:CONDITIONING vae:VAE {SIZE} "
-        "start_image:IMAGE? end_image:IMAGE? noise_augmentation:FLOAT?",
+        "start_image:IMAGE? end_image:IMAGE? noise_augmentation:FLOAT? noise_seed:INT? image_strength:FLOAT? "
+        "image_start_percent:FLOAT? image_end_percent:FLOAT? keyframes:IMAGE? keyframe_positions:STRING?",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
+    "CogVideoXInpaintVideo": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE {SIZE} video:IMAGE mask:MASK "
+        "strength:FLOAT start_percent:FLOAT end_percent:FLOAT "
+        "noise_augmentation:FLOAT? noise_seed:INT? start_from_video:BOOLEAN?",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
+    "CogVideoXControlToVideo": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE {SIZE} control_video:IMAGE "
+        "strength:FLOAT start_percent:FLOAT end_percent:FLOAT start_image:IMAGE?",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
+    "CogVideoXVOIDConditioning": (
+        f"positive:CONDITIONING negative:CONDITIONING vae:VAE {SIZE} video:IMAGE quadmask:MASK void_pass:COMBO",
         "CONDITIONING CONDITIONING LATENT",
     ),
     "CogVideoXScheduler": ("model:MODEL steps:INT denoise:FLOAT", "SIGMAS"),
@@ -72,6 +108,11 @@ PROMISE = {
     ),
     "CogVideoXGuidanceWindow": ("model:MODEL start_percent:FLOAT end_percent:FLOAT", "MODEL"),
     "CogVideoXAttention": ("model:MODEL attention:COMBO", "MODEL"),
+    "CogVideoXMergeBlocks": (
+        "model1:MODEL model2:MODEL embeddings:FLOAT time:FLOAT first_blocks:FLOAT middle_blocks:FLOAT "
+        "last_blocks:FLOAT output:FLOAT block_ratios:STRING?",
+        "MODEL",
+    ),
     "CogVideoXEnhanceVideo": ("model:MODEL weight:FLOAT start_percent:FLOAT end_percent:FLOAT", "MODEL"),
     "CogVideoXSampler": (
         "model:MODEL positive:CONDITIONING negative:CONDITIONING latent_image:LATENT seed:INT steps:INT cfg:FLOAT "
@@ -79,6 +120,18 @@ PROMISE = {
         "LATENT",
     ),
     "CogVideoXVAEDecode": ("samples:LATENT vae:VAE memory:COMBO", "IMAGE"),
+    "CogVideoXWarpedNoise": (
+        "seed:INT downsampling:COMBO degradation:FLOAT video:IMAGE? optical_flow:OPTICAL_FLOW? flow:IMAGE? "
+        "flow_range:FLOAT? detail:INT?",
+        "NOISE",
+    ),
+    "CogVideoXRIFLEx": ("model:MODEL k:INT share:FLOAT frames:INT", "MODEL"),
+    "CogVideoXContinueVideo": (
+        "positive:CONDITIONING negative:CONDITIONING vae:VAE video:IMAGE length:INT overlap:INT start_image:BOOLEAN",
+        "CONDITIONING CONDITIONING LATENT",
+    ),
+    "CogVideoXJoinVideos": ("first:IMAGE second:IMAGE overlap:INT", "IMAGE"),
+    "CogVideoXDecodeToVideo": ("samples:LATENT vae:VAE fps:FLOAT crf:FLOAT memory:COMBO", "VIDEO"),
     "CogVideoXVAEEncode": ("pixels:IMAGE vae:VAE posterior:COMBO seed:INT", "LATENT"),
 }
 # Widget values that shared workflows hold; more may come.
@@ -86,11 +139,14 @@ CHOICES = {
     ("CogVideoXLoadPipeline", "weight_dtype"): {"auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"},
     ("CogVideoXLoadModel", "weight_dtype"): {"auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"},
     ("CogVideoXLoadModel", "variant"): {"auto", "2b", "5b", "image_latents", "image_unscaled", "image_diffusers"},
+    ("CogVideoXLoadLoRA", "scaling"): {"auto", "alpha/rank", "1/rank", "none"},
     ("CogVideoXLoadVAE", "weight_dtype"): {"auto", "bf16", "fp16", "fp32"},
+    ("CogVideoXLoadControlNet", "weight_dtype"): {"auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"},
     ("CogVideoXTextEncode", "long_prompt"): {"truncate", "blend"},
     ("CogVideoXPromptTemplate", "task"): {"text to video", "image to video", "video to prompt"},
     ("CogVideoXResolution", "model"): {"2B", "5B", "1.5", "Fun 2B", "Fun 5B", "Fun 1.5"},
     ("CogVideoXResolution", "size"): {"trained size", "shape of the image", "size of the image"},
+    ("CogVideoXVOIDConditioning", "void_pass"): {"pass 1", "pass 2"},
     ("CogVideoXSamplerSelect", "sampler_name"): {"ddim", "dpm"},
     ("CogVideoXSampler", "sampler_name"): {"ddim", "dpm"},
     ("CogVideoXSampler", "dynamic_cfg"): {"off", "cosine over steps", "reference"},
@@ -100,6 +156,8 @@ CHOICES = {
     ("CogVideoXAttention", "attention"): {"sage", "sage3", "flash", "xformers", "pytorch"},
     ("CogVideoXVAEDecode", "memory"): {"auto", "whole frame", "slabs", "tiles"},
     ("CogVideoXVAEEncode", "posterior"): {"mode", "sample"},
+    ("CogVideoXWarpedNoise", "downsampling"): {"nearest", "blend", "blend_norm"},
+    ("CogVideoXDecodeToVideo", "memory"): {"auto", "whole frame", "slabs"},
 }
 # DESIGN section 4: what an untouched node makes.
 DEFAULTS = {
@@ -107,6 +165,9 @@ DEFAULTS = {
     "CogVideoXPromptTemplate": {"task": "text to video", "words": 120},
     "CogVideoXResolution": {"model": "5B", "size": "trained size", "seconds": 6.0, "base": 512},
     "CogVideoXImageToVideo": {"width": 720, "height": 480, "length": 49, "batch_size": 1, "noise_augmentation": 0.0},
+    "CogVideoXInpaintVideo": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "start_from_video": False},
+    "CogVideoXControlToVideo": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0},
+    "CogVideoXVOIDConditioning": {"void_pass": "pass 1"},
     "CogVideoXSampler": {"steps": 50, "cfg": 6.0, "denoise": 1.0, "dynamic_cfg": "off"},
     "CogVideoXScheduler": {"steps": 50, "denoise": 1.0},
     "CogVideoXTextEncode": {"long_prompt": "truncate", "prompt_weights": False},
@@ -115,8 +176,14 @@ DEFAULTS = {
     "CogVideoXAttention": {"attention": "sage"},
     "CogVideoXEnhanceVideo": {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0},
     "CogVideoXVAEDecode": {"memory": "auto"},
+    "CogVideoXWarpedNoise": {"downsampling": "nearest", "degradation": 0.5, "flow_range": 64.0, "detail": 32},
+    "CogVideoXRIFLEx": {"k": 2, "share": 0.9, "frames": 0},
+    "CogVideoXContinueVideo": {"length": 49, "overlap": 9, "start_image": True},
+    "CogVideoXJoinVideos": {"overlap": 9},
+    "CogVideoXDecodeToVideo": {"fps": 8.0, "crf": 18.0, "memory": "auto"},
     "CogVideoXVAEEncode": {"posterior": "mode"},
     "CogVideoXLoadModel": {"weight_dtype": "auto", "variant": "auto"},
+    "CogVideoXLoadLoRA": {"strength": 1.0, "scaling": "auto"},
 }
 # Ids of kijai/ComfyUI-CogVideoXWrapper, today's and those that old workflows still hold; both packs may be installed.
 TAKEN = """
@@ -130,8 +197,8 @@ DownloadAndLoadCogVideoControlNet DownloadAndLoadCogVideoGGUFModel DownloadAndLo
 DownloadAndLoadToraModel ToraEncodeOpticalFlow ToraEncodeTrajectory
 """.split()
 HOST_TYPES = set(
-    "MODEL CLIP VAE CONDITIONING LATENT SIGMAS SAMPLER GUIDER NOISE CONTROL_NET IMAGE MASK "
-    "INT FLOAT STRING BOOLEAN COMBO".split()
+    "MODEL CLIP VAE CONDITIONING LATENT SIGMAS SAMPLER GUIDER NOISE CONTROL_NET IMAGE MASK VIDEO OPTICAL_FLOW "
+    "INT FLOAT STRING BOOLEAN COMBO *".split()  # *: features of a face, for which the host has no type
 )
 FAMILIES = ("loaders", "text", "latent", "conditioning", "sampling", "vae", "control", "patches")
 
@@ -196,7 +263,9 @@ def test_a_node_says_what_it_is(node):
 def test_sockets_are_host_types(node):
     schema = node.GET_SCHEMA()
     assert {item.get_io_type() for item in (*schema.inputs, *schema.outputs)} <= HOST_TYPES
-    assert not re.search(r"(?<!`)io\.Custom\(", Path(inspect.getfile(node)).read_text(encoding="utf-8"))
+    # ComfyUI names some of its own sockets by their type alone.
+    custom = re.findall(r"(?<!`)io\.Custom\((.*?)\)", Path(inspect.getfile(node)).read_text(encoding="utf-8"))
+    assert {name.strip('"') for name in custom} <= HOST_TYPES
 
 
 def host_ids() -> set[str]:
@@ -355,7 +424,8 @@ def test_images_lie_at_their_frames_and_nothing_elsewhere(ends, length):
     places = {"start_image": 0, "end_image": frames - 1}
     for given, (text, values) in zip(pipelines.prompts(VARIANT), (positive[0], negative[0]), strict=True):
         assert torch.equal(text, given[0][0])
-        assert values.keys() - given[0][1].keys() == {"concat_latent_image", "concat_mask"}
+        kept = {"concat_latent_image", "concat_mask", "cogvideox_known_frames", "cogvideox_known_strength"}
+        assert values.keys() - given[0][1].keys() == kept
         known, mask = values["concat_latent_image"], values["concat_mask"]
         assert known.shape == latent["samples"].shape
         assert mask.shape == (1, 1, *known.shape[2:])

@@ -13,6 +13,7 @@ from pack.cogvideox.checkpoint import (
     detect_variant,
     normalise_transformer,
     normalise_vae,
+    split_add_on,
     transformer_config,
     vae_config,
 )
@@ -360,19 +361,47 @@ def test_scales_of_a_fused_layer_follow_its_rows():
         assert normalised[f"{layer}.comfy_quant"] is note
 
 
-def test_packed_weights_do_not_hide_the_shape_of_the_model():
-    weights = tiny()
-    packed = {}
+def packed(weights):
+    """Write every matrix in the blocks of a type of 4 bits, patch and text projections among them."""
+    out = {}
     for key, value in weights.items():
-        if "transformer_blocks" in key and key.endswith("weight") and value.ndim == 2:
-            packed[key.removesuffix("weight") + "Q4_0_qweight"] = torch.zeros(
-                value.numel() // 32 * 18, dtype=torch.uint8
-            )
+        if key.endswith("weight") and value.ndim == 2:
+            rows, numbers = value.shape
+            blocks = torch.arange(rows, dtype=torch.uint8)[:, None].repeat(1, numbers // 32 * 18)
+            out[key.removesuffix("weight") + "Q4_0_qweight"] = blocks
         else:
-            packed[key] = value
-    normalised = normalise_transformer(packed)
+            out[key] = value
+    return out
+
+
+PACKED = {"1.0": dict(), "1.5": dict(patch_t=2, channels=8)}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_weights_do_not_hide_the_shape_of_the_model(kind):
+    weights = tiny(width=64, text=96, time=32, **PACKED[kind])
+    normalised = normalise_transformer(packed(weights))
     assert transformer_config(normalised) == transformer_config(weights)
     check_keys(normalised, shapes(weights))
+
+
+def test_blocks_of_a_fused_layer_follow_its_rows():
+    layers = {f"transformer_blocks.0.attn1.to_{name}.Q4_0_qweight": name for name in "qkv"}
+    state_dict = packed(tiny(width=64, text=96, time=32))
+    rows = [state_dict.pop(key) + 64 * index for index, key in enumerate(layers)]
+    state_dict["transformer_blocks.0.attn1.to_qkv.Q4_0_qweight"] = torch.cat(rows)
+    normalised = normalise_transformer(state_dict)
+    assert all(torch.equal(normalised[key], part) for key, part in zip(layers, rows, strict=True))
+
+
+@pytest.mark.parametrize("columns", [17, 18])
+def test_blocks_that_do_not_make_the_weight_are_refused(columns):
+    weights = tiny(width=64, text=96, time=32)
+    state_dict = packed(weights)
+    state_dict["transformer_blocks.1.ff.net.2.Q4_0_qweight"] = torch.zeros(64, columns, dtype=torch.uint8)
+    message = "damaged in transformer_blocks.1.ff.net.2" if columns == 17 else "weight \\[64, 32\\] instead of"
+    with pytest.raises(CheckpointError, match=message):
+        check_keys(state_dict, shapes(weights))
 
 
 # --- variants -------------------------------------------------------------------------------------------------------
@@ -385,27 +414,73 @@ def with_channels(name, channels):
     return meta(keys | {"patch_embed.proj.weight": size})
 
 
-@pytest.mark.parametrize(
-    ("base", "channels", "name"),
-    [
-        ("5b", 32, "CogVideoX-Fun 5B Control/Pose"),
-        ("5b", 33, "CogVideoX-Fun 5B InP"),
-        ("2b", 33, "CogVideoX-Fun 2B InP"),
-        ("2b", 32, "CogVideoX-2B image-to-video (NimVideo) or CogVideoX-Fun 2B Control/Pose"),
-        ("1.5-5b", 33, "CogVideoX-Fun 1.5 5B InP"),
-        ("1.5-5b", 48, "VOID"),
-        ("1.5-5b", 36, "VOID (stacked masks)"),
-        ("5b", 48, "CogVideoX 5B (custom, 48 input channels)"),
-    ],
-)
-def test_fun_and_void_shapes_are_recognised(base, channels, name):
-    variant = detect_variant(normalise_transformer(with_channels(base, channels)))
-    released = RELEASED[base]
+# Key list of a fine-tune -> the released model it was made from, its input channels, the name shown.
+FINE_TUNES = {
+    "fun-2b-inp": ("2b", 33, "CogVideoX-Fun 2B InP (V1.0, V1.1)"),
+    "fun-5b-inp": ("5b", 33, "CogVideoX-Fun 5B InP (V1.0, V1.1)"),
+    "fun-1.5-5b-inp": ("1.5-5b", 33, "CogVideoX-Fun V1.5 InP"),
+    "fun-2b-control": ("2b", 32, "CogVideoX-2B image-to-video (NimVideo) or CogVideoX-Fun 2B Control/Pose"),
+    "fun-5b-control": ("5b", 32, "CogVideoX-Fun 5B Control/Pose"),
+    "void": ("1.5-5b", 48, "VOID"),
+    "void-stacked": ("1.5-5b", 36, "VOID (stacked masks)"),
+}
+
+
+@pytest.mark.parametrize("layout", [dict, lambda weights: prefixed(to_core(weights), "diffusion_model.")])
+@pytest.mark.parametrize("name", FINE_TUNES)
+def test_fine_tune_maps_whole_and_is_recognised(name, layout):
+    base, channels, shown = FINE_TUNES[name]
+    expected, released = load(name), RELEASED[base]
+    normalised = normalise_transformer(layout(meta(expected)))
+    check_keys(normalised, expected)
+    assert shapes(normalised) == expected == shapes(with_channels(base, channels))
     transformer = replace(released.transformer, in_channels=channels)
-    optional = channels == 33  # a mask that covers everything and no video: text alone
-    assert variant == replace(released, name=name, transformer=transformer, image_optional=optional)
+    changes = dict(image_optional=channels == 33)  # a mask that covers everything and no video: text alone
+    changes |= dict(image_repeated=name == "fun-2b-control")  # NimVideo
+    variant = detect_variant(normalised)
+    assert variant == replace(released, name=shown, transformer=transformer, **changes)
     assert variant.image_channels == channels - 16
     assert variant.image_latent_scale == "latents"
+
+
+def test_unknown_channels_are_said():
+    assert detect_variant(with_channels("5b", 48)).name == "CogVideoX 5B (custom, 48 input channels)"
+
+
+# Retrained without a new layer or channel: nothing in the file tells them from the model they come from.
+RETRAINED = {
+    "KoolCogVideoX-5b": "5b",
+    "AniSora": "5b-i2v",
+    "CogvideoX-Interpolation": "5b-i2v",
+    "DOVE-2B": "2b",
+    "DOVE": "1.5-5b",
+    "SparkVSR": "1.5-5b-i2v",
+}
+
+
+@pytest.mark.parametrize("name", RETRAINED)
+def test_retrained_weights_are_the_model_they_come_from(name):
+    """Whatever their file is called and however a trainer prefixes it."""
+    base = RETRAINED[name]
+    source = prefixed(meta(load(base)), "module.model.diffusion_model.")
+    assert detect_variant(normalise_transformer({"state_dict": source})) == RELEASED[base]
+
+
+ADD_ONS = {
+    "consisid": ("5b-i2v", "ConsisID"),
+    "das": ("5b-i2v", "Diffusion as Shader"),
+    "trajectorycrafter": ("fun-5b-inp", "TrajectoryCrafter"),
+}
+
+
+@pytest.mark.parametrize("name", ADD_ONS)
+def test_the_base_of_a_research_model_is_split_from_what_it_adds(name):
+    base, what = ADD_ONS[name]
+    source = meta(load(name))
+    kept, add_on = split_add_on(normalise_transformer(source))
+    assert (shapes(kept), add_on) == (load(base), what)
+    assert len(source) > len(kept)
+    assert split_add_on(kept) == (kept, "")
 
 
 def test_a_text_to_video_folder_may_have_image_channels():
@@ -468,6 +543,8 @@ def test_invert_scale_latents_does_not_change_the_default():
         ("1.5-5b-i2v", "image_latents", dict(image_latent_scale="latents")),
         ("1.5-5b-i2v", "image_diffusers", dict(image_latent_scale="diffusers")),
         ("5b-i2v", "image_unscaled", dict(image_latent_scale="unscaled")),
+        ("5b-i2v", "image_repeated", dict(image_repeated=True)),
+        ("1.5-5b-i2v", "sparkvsr", dict(image_latent_scale="latents", image_held=True, image_optional=True)),
     ],
 )
 def test_override_changes_what_it_says_and_no_more(base, override, changes):
@@ -484,8 +561,9 @@ def test_position_overrides_swap_the_families():
 
 
 def test_overrides_that_do_not_fit_are_refused():
-    with pytest.raises(CheckpointError, match="takes none. Set variant to auto"):
-        detect_variant(meta(load("5b")), override="image_diffusers")
+    for override in ("image_diffusers", "image_repeated", "sparkvsr"):
+        with pytest.raises(CheckpointError, match="takes none. Set variant to auto"):
+            detect_variant(meta(load("5b")), override=override)
     with pytest.raises(CheckpointError, match="learned positions"):
         detect_variant(meta(load("5b-i2v")), override="2b")
     with pytest.raises(CheckpointError, match="no variant '7b'; choose one of auto"):
@@ -602,10 +680,11 @@ def test_scaled_weight_of_a_wrong_shape_is_refused():
     check_keys(wrong, shapes(weights))
 
 
-def test_extra_parts_of_a_research_model_are_named():
+def test_a_lora_in_training_is_named():
     weights = tiny()
-    with pytest.raises(CheckpointError, match="belong to Diffusion as Shader"):
-        check_keys(weights | {"combine_linears.0.weight": torch.zeros(1)}, shapes(weights))
+    stray = {"transformer_blocks.0.attn1.to_q.original.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="belong to a LoRA in training"):
+        check_keys(weights | stray, shapes(weights))
 
 
 def test_damaged_fused_projection_is_named():
