@@ -75,8 +75,9 @@ def build(make: Callable, config, state_dict: StateDict, weight_dtype: str, like
 def read_branch(path: Path) -> StateDict:
     """Return the tensors of a file or folder that holds a branch, alone or together with the transformer."""
     if path.is_dir():
-        return read_folder(path / "transformer" if (path / "transformer").is_dir() else path)
-    state_dict, metadata = read_state_dict(path)
+        state_dict, metadata = read_folder(path / "transformer" if (path / "transformer").is_dir() else path)
+    else:
+        state_dict, metadata = read_state_dict(path)
     mark_quantised_layers(state_dict, metadata)
     return state_dict
 

@@ -12,7 +12,7 @@ from ...cogvideox.checkpoint import consisid_config, normalise_branch
 from ...cogvideox.consisid import ConsisID
 from ...cogvideox.keys import CONSISID
 from .branches import Attachment, attach, attached, base_model, build, read_branch, with_branch, with_patch
-from .conditioning import ImageConditioning, check_image, encode_frames, fit, image_to_video
+from .conditioning import VideoConditioning, check_image, encode_frames, fit, image_to_video
 from .files import read_state_dict
 from .patches import Window
 from .sampling import require_cogvideox
@@ -100,7 +100,7 @@ def identity_to_video(
     start_percent: float,
     end_percent: float,
     face_keypoints: torch.Tensor | None = None,
-) -> ImageConditioning:
+) -> VideoConditioning:
     """Condition on a picture of a person, IMAGE, and the features of the face."""
     embedding, maps = read_identity(identity)
     window = Window(start_percent, end_percent)
@@ -113,4 +113,4 @@ def identity_to_video(
             known[:, :, KEYPOINT_FRAME] = encode_frames(vae, picture)
     attachment = Attachment(NAME, LOADER, {}, {EMBEDDING: embedding, MAPS: maps}, strength, window)
     prompts = attach(made.positive, attachment), attach(made.negative, attachment)
-    return ImageConditioning(*prompts, made.latent, made.note)
+    return VideoConditioning(*prompts, made.latent, made.note)

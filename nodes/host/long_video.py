@@ -16,7 +16,7 @@ from comfy_api.latest import InputImpl
 from ...cogvideox.latents import check_frames, check_size, latent_frames, pixel_frames
 from ...cogvideox.positions import ROPE_THETA, axis_dims
 from .coding import AUTO, SLABS, WHOLE, fitting
-from .conditioning import ImageConditioning, check_image, empty_latent, image_to_video
+from .conditioning import VideoConditioning, check_image, empty_latent, image_to_video
 from .progress import host_progress
 from .sampling import require_cogvideox
 from .vae import check_latents, require_cogvideox_vae
@@ -59,7 +59,7 @@ def with_riflex(model, k: int, share: float, frames: int):
 
 def continue_video(
     positive, negative, vae, video: torch.Tensor, length: int, overlap: int, start_image: bool
-) -> ImageConditioning:
+) -> VideoConditioning:
     """Condition a piece of `length` frames on the last `overlap` frames of `video` [F, H, W, 3].
 
     Their latents are held while the rest is sampled; with `start_image` the first of them is attached as the image
@@ -93,7 +93,7 @@ def continue_video(
     else:
         positive, negative = (node_helpers.conditioning_set_values(cond, {}) for cond in (positive, negative))
     note = f"{overlap} frames held, {length - overlap} new"
-    return ImageConditioning(positive, negative, latent, note)
+    return VideoConditioning(positive, negative, latent, note)
 
 
 def join_videos(first: torch.Tensor, second: torch.Tensor, overlap: int) -> torch.Tensor:
