@@ -80,9 +80,9 @@ def entries(model) -> tuple[Any, list[tuple[torch.Tensor, torch.Tensor | None]]]
     """Return a clone of MODEL and a list that fills with what enters its network: latents with conditions, and ofs."""
     seen = []
 
-    def note(executor, x, timestep, context, ofs, options):
+    def note(executor, x, timestep, context, ofs, control, options):
         seen.append((x.detach().clone(), ofs))
-        return executor(x, timestep, context, ofs, options)
+        return executor(x, timestep, context, ofs, control, options)
 
     model = model.clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", note)
