@@ -77,7 +77,6 @@ STOCK = {
     "LoadVideoTextDataSetFromFolder",
     "LoraModelLoader",
     "LossGraphNode",
-    "LoraLoaderModelOnly",
     "MarkdownNote",
     "MaskComposite",
     "OpticalFlowLoader",
