@@ -66,6 +66,19 @@ def test_workflow_makes_its_video(server: Server, name: str):
         assert list((server.base / "output" / "loras").glob("*.safetensors"))
 
 
+def test_twenty_seconds_of_the_built_in_model_go_into_a_file(server: Server):
+    windows = {"context_length": 17, "context_overlap": 9}
+    prompt = server.prompt("long_video", **{**SMALL, "length": 161, "pipeline": "cogvideox-mini"}, **windows)
+    set_prompt(prompt, "a red ball moves to the right")
+    run = server.run(prompt)
+    assert run.end == "execution_success", run.message
+    assert run.progress("CogVideoXDecodeToVideo")[-1] == (161, 161)
+    (file,) = run.files
+    video = videos.read(file)
+    assert video.frames.shape == (161, HEIGHT, WIDTH, 3) and video.fps == 8
+    assert video.frames.std() > 1, "the video is of one colour"
+
+
 def test_the_sampler_in_parts_gives_the_video_of_the_whole_one(server: Server):
     """As the note of t2v_advanced promises, but for rounding, which depends on how the machine shares out its work."""
     whole, parts, other = (of_seed(server, *run) for run in (("t2v", 5), ("t2v_advanced", 5), ("t2v_advanced", 6)))
