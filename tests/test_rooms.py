@@ -22,7 +22,7 @@ OUTSIDE = {
     "nodes/host": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "gguf", "aiohttp"} | HOST,
     "nodes": {"torch", "folder_paths", "comfy_api"},
     "demo": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "aiohttp"},
-    "tools": {"torch", "safetensors", "numpy", "gguf"},
+    "tools": {"torch", "safetensors", "numpy", "gguf", "comfy"},
     "dev.py": set(),
     "__init__.py": set(),
 }
@@ -33,7 +33,7 @@ INSIDE = {
     "nodes/host": {"nodes/host", "cogvideox", "legacy"},
     "nodes": {"nodes", "nodes/host", "cogvideox"},
     "demo": {"demo", "cogvideox"},
-    "tools": {"tools", "cogvideox"},
+    "tools": {"tools", "cogvideox", "nodes"},
     "dev.py": set(),
     "__init__.py": {"nodes"},
 }
