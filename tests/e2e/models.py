@@ -33,12 +33,14 @@ FOLDERS = {
     "KoolCogVideoX-5b": "5b",
     "CogVideoX-Fun-V1.1-5b-InP": "fun-inp",
     "CogVideoX-Fun-V1.1-5b-Control": "fun-control",
+    "CogVideoX-Fun-V1.1-5b-Pose": "fun-control",
 }
 FILES = {
     "diffusion_models/CogVideoX_1_0_5b_I2V_bf16.safetensors": ("5b-i2v", f"transformer/{WEIGHTS}"),
     "diffusion_models/CogVideoX_1_5_5b_T2V_bf16.safetensors": ("1.5", f"transformer/{WEIGHTS}"),
     "diffusion_models/CogVideoX_1_5_5b_I2V_bf16.safetensors": ("1.5-i2v", f"transformer/{WEIGHTS}"),
     "diffusion_models/void_pass1.safetensors": ("void", f"transformer/{WEIGHTS}"),
+    "diffusion_models/void_pass2.safetensors": ("void", f"transformer/{WEIGHTS}"),
     "vae/cogvideox_vae_bf16.safetensors": ("5b", f"vae/{WEIGHTS}"),
     "text_encoders/t5xxl_fp16.safetensors": ("5b", "text_encoder/model.safetensors"),
 }

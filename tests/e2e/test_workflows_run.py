@@ -17,8 +17,8 @@ SOURCE_FRAMES = 12  # of the video that the tests load
 SPECIAL = {"cut_and_drag": {"length": 25, "multiplier": 8}, "continue_video": {"overlap": 1}}
 FPS = {"t2v_15": 16, "i2v_15": 16, "t2v_upscale_interpolate": 16}  # others: 8
 # At the source's speed.
-FPS |= dict.fromkeys(("v2v", "v2v_caption", "restore_dove", "controlnet", "remove_void"), 10)
-FPS |= dict.fromkeys(("fun_inpaint", "fun_outpaint", "fun_control"), 10)
+FPS |= dict.fromkeys(("v2v", "v2v_caption", "restore_dove", "controlnet", "remove_void", "remove_void_pass2"), 10)
+FPS |= dict.fromkeys(("fun_inpaint", "fun_outpaint", "fun_control", "fun_pose"), 10)
 WRITTEN = "a red ball rolls to the left"
 
 
