@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .conditioning import shown
 from .host.consisid import identity_to_video, load_consisid
 from .host.files import model_file, pipelines
 from .host.shader import load_shader, tracking_conditioning
-from .host.text_encoder import show_on_node
 from .host.tora import load_tora, trajectory
-from .latent import size_inputs
-from .loaders import BRANCH_DTYPES, MODEL_FOLDERS, listed
+from .inputs import branch_inputs, made_inputs, prompt_inputs, size_inputs, steering_inputs
+from .loaders import MODEL_FOLDERS, listed
 
 LOADERS = "CogVideoX/loaders"
 CONTROL = "CogVideoX/control"
 SAME_FILE, FROM_INPUT = "in the same file", "from the input"
 IDENTITY_FOLDERS = ("embeddings",)
-
-MODEL_TOOLTIP = "The model it was trained with. Leave it open where the file holds that model too; it is loaded then."
-DTYPE_TOOLTIP = (
-    "How the weights are kept in memory. auto: as in the file, or what the card computes with. "
-    "fp8: the large matrices in 8 bits, scaled."
-)
 
 
 def path_of(name: str):
@@ -49,10 +43,7 @@ class CogVideoXLoadTora(io.ComfyNode):
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
                     tooltip="File in models/diffusion_models, or pipeline folder, with Tora's fusers in it.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype", options=BRANCH_DTYPES, default="auto", advanced=True, tooltip=DTYPE_TOOLTIP
-                ),
-                io.Model.Input("model", optional=True, tooltip=MODEL_TOOLTIP),
+                *branch_inputs(),
                 io.Combo.Input(
                     "extractor_name",
                     options=[SAME_FILE, *listed(MODEL_FOLDERS)],
@@ -86,10 +77,7 @@ class CogVideoXTrajectory(io.ComfyNode):
             ),
             search_aliases=["ToraEncodeTrajectory", "ToraEncodeOpticalFlow", "motion path", "spline", "drag"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="Prompt, for example from CogVideoX Image to Video."),
-                io.Conditioning.Input("negative", tooltip="Negative prompt, from the same node."),
-                io.Vae.Input("vae", tooltip="CogVideoX's VAE; it encodes the flow."),
-                io.Latent.Input("latent", tooltip="The empty video to sample; it says size and frames."),
+                *made_inputs(),
                 io.String.Input(
                     "coordinates",
                     multiline=True,
@@ -165,10 +153,7 @@ class CogVideoXLoadDiffusionAsShader(io.ComfyNode):
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
                     tooltip="File in models/diffusion_models, or pipeline folder, with the branch in it.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype", options=BRANCH_DTYPES, default="auto", advanced=True, tooltip=DTYPE_TOOLTIP
-                ),
-                io.Model.Input("model", optional=True, tooltip=MODEL_TOOLTIP),
+                *branch_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The model with Diffusion as Shader on it.")],
         )
@@ -193,10 +178,7 @@ class CogVideoXTrackingVideo(io.ComfyNode):
             ),
             search_aliases=["DaS", "Diffusion as Shader", "tracking", "camera control", "motion transfer"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="Prompt from CogVideoX Image to Video."),
-                io.Conditioning.Input("negative", tooltip="Negative prompt, from the same node."),
-                io.Vae.Input("vae", tooltip="CogVideoX's VAE; it encodes the tracking video."),
-                io.Latent.Input("latent", tooltip="The empty video to sample; it says size and frames."),
+                *made_inputs(),
                 io.Image.Input(
                     "tracking_video", tooltip="Coloured points on black, one picture for each frame of the video."
                 ),
@@ -241,10 +223,7 @@ class CogVideoXLoadConsisID(io.ComfyNode):
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
                     tooltip="File in models/diffusion_models, or pipeline folder, with ConsisID in it.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype", options=BRANCH_DTYPES, default="auto", advanced=True, tooltip=DTYPE_TOOLTIP
-                ),
-                io.Model.Input("model", optional=True, tooltip=MODEL_TOOLTIP),
+                *branch_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The model with ConsisID on it.")],
         )
@@ -269,9 +248,7 @@ class CogVideoXIdentityToVideo(io.ComfyNode):
             ),
             search_aliases=["ConsisID", "face", "person", "identity", "id preserving"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="Prompt from CogVideoX Text Encode."),
-                io.Conditioning.Input("negative", tooltip="Negative prompt from CogVideoX Text Encode."),
-                io.Vae.Input("vae", tooltip="CogVideoX's VAE; it encodes the picture."),
+                *prompt_inputs(),
                 io.Image.Input("image", tooltip="Picture of the person; the face as large as it can be."),
                 *size_inputs(),
                 io.Combo.Input(
@@ -336,39 +313,7 @@ class CogVideoXIdentityToVideo(io.ComfyNode):
             end_percent,
             face_keypoints=face_keypoints,
         )
-        if made.note and cls.hidden:
-            show_on_node(made.note, cls.hidden.unique_id)
-        return io.NodeOutput(made.positive, made.negative, made.latent)
-
-
-def steering_inputs():
-    """Return how strongly a branch counts, and for which part of the run."""
-    return [
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=0.0,
-            max=10.0,
-            step=0.01,
-            tooltip="How strongly it counts, 0 to 10. 0 is off, 1 as trained.",
-        ),
-        io.Float.Input(
-            "start_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Where in the noise schedule it begins, 0 to 1. 0 is pure noise.",
-        ),
-        io.Float.Input(
-            "end_percent",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Where it ends, 0 to 1. 1 is the finished video.",
-        ),
-    ]
+        return shown(cls, made)
 
 
 NODES = [

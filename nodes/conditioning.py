@@ -6,9 +6,16 @@ from comfy_api.latest import io
 
 from .host.conditioning import Span, image_to_video
 from .host.text_encoder import show_on_node
-from .latent import size_inputs
+from .inputs import noise_seed_input, prompt_inputs, size_inputs
 
 CATEGORY = "CogVideoX/conditioning"
+
+
+def shown(node, made) -> io.NodeOutput:
+    """Return the outputs of a node, and say on it what was done to its images."""
+    if made.note and node.hidden:
+        show_on_node(made.note, node.hidden.unique_id)
+    return io.NodeOutput(made.positive, made.negative, made.latent)
 
 
 class CogVideoXImageToVideo(io.ComfyNode):
@@ -26,11 +33,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
             ),
             search_aliases=["CogVideoImageEncode", "i2v", "first frame", "last frame", "start end frame"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="Prompt from CogVideoX Text Encode."),
-                io.Conditioning.Input(
-                    "negative", tooltip="Negative prompt from CogVideoX Text Encode; may be empty text."
-                ),
-                io.Vae.Input("vae", tooltip="CogVideoX's VAE; it encodes the images."),
+                *prompt_inputs(),
                 *size_inputs(),
                 io.Image.Input(
                     "start_image", optional=True, tooltip="First frame. One image, or one for each video of the batch."
@@ -53,15 +56,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
                         "Try 0.02 to 0.06 if nothing moves."
                     ),
                 ),
-                io.Int.Input(
-                    "noise_seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Seed of that noise, 0 to 2^64 - 1. The same seed gives the same noise.",
-                ),
+                noise_seed_input(),
                 io.Float.Input(
                     "image_strength",
                     default=1.0,
@@ -151,9 +146,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
             keyframes=keyframes,
             keyframe_positions=keyframe_positions,
         )
-        if made.note and cls.hidden:
-            show_on_node(made.note, cls.hidden.unique_id)
-        return io.NodeOutput(made.positive, made.negative, made.latent)
+        return shown(cls, made)
 
 
 NODES = [CogVideoXImageToVideo]

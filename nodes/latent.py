@@ -4,47 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..cogvideox.latents import FRAME_STEP, SIZE_STEP
 from ..cogvideox.sizes import FITS, MODELS
 from .host.conditioning import empty_latent
 from .host.sizes import choose_size
 from .host.text_encoder import show_on_node
-
-MAX_SIZE, MAX_LENGTH, MAX_BATCH = 4096, 1025, 64
-
-
-def size_inputs() -> list[io.Input]:
-    """Return the widgets that give a video its size; nodes that make one share them."""
-    return [
-        io.Int.Input(
-            "width",
-            default=720,
-            min=SIZE_STEP,
-            max=MAX_SIZE,
-            step=SIZE_STEP,
-            tooltip=f"Width in px, a multiple of {SIZE_STEP}. CogVideoX 1.0 was trained on 720, 1.5 on 1360.",
-        ),
-        io.Int.Input(
-            "height",
-            default=480,
-            min=SIZE_STEP,
-            max=MAX_SIZE,
-            step=SIZE_STEP,
-            tooltip=f"Height in px, a multiple of {SIZE_STEP}. CogVideoX 1.0 was trained on 480, 1.5 on 768.",
-        ),
-        io.Int.Input(
-            "length",
-            default=49,
-            min=1,
-            max=MAX_LENGTH,
-            step=FRAME_STEP,
-            tooltip=(
-                f"Frames, always {FRAME_STEP}n + 1 (1, 9, 17 ...). 1.0: 49 at 8 frames a second. "
-                "1.5: 81 (or 161) at 16 frames a second."
-            ),
-        ),
-        io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, tooltip="Number of videos made at once."),
-    ]
+from .inputs import size_inputs
 
 
 class EmptyCogVideoXLatentVideo(io.ComfyNode):

@@ -8,23 +8,16 @@ from ..cogvideox.checkpoint import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
 from .host.controlnet import load_controlnet
 from .host.files import GGUF_FOLDER, find_pipeline, listed, model_file, pipelines
 from .host.loading import describe, load_clip, load_model, load_pipeline, load_vae
-from .host.precision import WEIGHT_DTYPES
 from .host.text_encoder import show_on_node
+from .inputs import BRANCH_DTYPE_TOOLTIP, BRANCH_DTYPES, weight_dtype_input
 
 CATEGORY = "CogVideoX/loaders"
 # Checkpoints hold several parts; each loader takes its own.
 MODEL_FOLDERS = ("diffusion_models", "unet", "checkpoints", GGUF_FOLDER)
 VAE_FOLDERS = ("vae", "checkpoints")
 TEXT_ENCODER_FOLDERS = ("text_encoders", "checkpoints")
-BRANCH_DTYPES = ["auto", "bf16", "fp16", "fp32", "fp8_e4m3fn", "fp8_e5m2"]
 VAE_DTYPES = ["auto", "bf16", "fp16", "fp32"]
 
-WEIGHT_DTYPE_TOOLTIP = (
-    "How the weights are kept in memory. auto: as in the file, or what the card computes with. fp8: the large matrices "
-    "in 8 bits, scaled, some loss of detail; fast also multiplies in 8 bits on cards that can (RTX 40 and newer). "
-    "fp16 suits 2B; the 5B models are computed in bf16. GGUF stays in its blocks on auto; bf16, fp16, fp32 unpack it. "
-    "A pipeline's VAE follows bf16, fp16 and fp32; its text encoder stays as in its file."
-)
 VARIANT_TOOLTIP = "For what a file cannot tell; leave on auto for every released model. " + " ".join(
     f"{name}: {note}" for name, note in VARIANT_OVERRIDE_NOTES.items()
 )
@@ -50,9 +43,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
                     options=list(pipelines()),
                     tooltip="Folder in models/CogVideo or models/diffusers: transformer, vae and text_encoder.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP
-                ),
+                weight_dtype_input(),
                 io.Combo.Input(
                     "variant",
                     options=list(VARIANT_OVERRIDES),
@@ -99,9 +90,7 @@ class CogVideoXLoadModel(io.ComfyNode):
                     options=listed(MODEL_FOLDERS) + list(pipelines()),
                     tooltip="File, .gguf too, of diffusion_models, unet, checkpoints; folder of CogVideo, diffusers.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype", options=list(WEIGHT_DTYPES), default="auto", tooltip=WEIGHT_DTYPE_TOOLTIP
-                ),
+                weight_dtype_input(),
                 io.Combo.Input("variant", options=list(VARIANT_OVERRIDES), default="auto", tooltip=VARIANT_TOOLTIP),
             ],
             outputs=[io.Model.Output(tooltip="The transformer, ready for any sampler.")],
@@ -211,10 +200,7 @@ class CogVideoXLoadControlNet(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip=(
-                        "How the weights are kept in memory. auto: as in the file, or what the card computes with. "
-                        "fp8: the large matrices in 8 bits, scaled."
-                    ),
+                    tooltip=BRANCH_DTYPE_TOOLTIP,
                 ),
             ],
             outputs=[io.ControlNet.Output(tooltip="The ControlNet, for Apply ControlNet.")],

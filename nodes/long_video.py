@@ -8,7 +8,7 @@ from ..cogvideox.latents import FRAME_STEP
 from .host.coding import MEMORY_MODES
 from .host.long_video import continue_video, decode_to_video, join_videos, with_riflex
 from .host.text_encoder import show_on_node
-from .latent import MAX_LENGTH
+from .inputs import MAX_LENGTH, negative_input, vae_input
 
 
 class CogVideoXRIFLEx(io.ComfyNode):
@@ -83,8 +83,8 @@ class CogVideoXContinueVideo(io.ComfyNode):
             search_aliases=["extend video", "longer video", "last frame", "video continuation"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="What happens next, from CogVideoX Text Encode."),
-                io.Conditioning.Input("negative", tooltip="Negative prompt from CogVideoX Text Encode."),
-                io.Vae.Input("vae", tooltip="CogVideoX's VAE; it encodes the last frames."),
+                negative_input(),
+                vae_input(),
                 io.Image.Input(
                     "video", tooltip="Frames of the video so far; the new piece has its size, sides a multiple of 16."
                 ),

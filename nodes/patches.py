@@ -14,34 +14,10 @@ from .host.patches import (
     with_step_cache,
 )
 from .host.text_encoder import show_on_node
+from .inputs import END_TOOLTIP, end_input, start_input
 
 CATEGORY = "CogVideoX/patches"
 MODEL_TOOLTIP = "A CogVideoX model."
-END_TOOLTIP = "Where in the noise schedule it ends, 0 (pure noise) to 1 (finished video)."
-
-
-def start_input() -> io.Input:
-    """Return the widget for where a patch begins."""
-    return io.Float.Input(
-        "start_percent",
-        default=0.0,
-        min=0.0,
-        max=1.0,
-        step=0.01,
-        tooltip="Where in the noise schedule it begins, 0 (pure noise) to 1 (finished video).",
-    )
-
-
-def end_input() -> io.Input:
-    """Return the widget for where a patch ends."""
-    return io.Float.Input(
-        "end_percent",
-        default=1.0,
-        min=0.0,
-        max=1.0,
-        step=0.01,
-        tooltip=END_TOOLTIP,
-    )
 
 
 class CogVideoXStepCache(io.ComfyNode):

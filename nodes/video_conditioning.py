@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .conditioning import CATEGORY
+from .conditioning import CATEGORY, shown
 from .host.conditioning import Span
-from .host.text_encoder import show_on_node
 from .host.video_conditioning import control_to_video, inpaint_video, remove_from_video
-from .latent import size_inputs
-
-
-def prompt_inputs() -> list[io.Input]:
-    """Return the sockets that every node here starts with."""
-    return [
-        io.Conditioning.Input("positive", tooltip="Prompt from CogVideoX Text Encode."),
-        io.Conditioning.Input("negative", tooltip="Negative prompt from CogVideoX Text Encode; may be empty text."),
-        io.Vae.Input("vae", tooltip="CogVideoX's VAE; it encodes the video."),
-        *size_inputs(),
-    ]
+from .inputs import noise_seed_input, prompt_inputs, size_inputs
 
 
 def span_inputs() -> list[io.Input]:
@@ -67,6 +56,7 @@ class CogVideoXInpaintVideo(io.ComfyNode):
             search_aliases=["CogVideoXFunVid2VidSampler", "inpaint", "outpaint", "Fun InP", "mask", "fill"],
             inputs=[
                 *prompt_inputs(),
+                *size_inputs(),
                 io.Image.Input("video", tooltip="Frames of one video, as many as length."),
                 io.Mask.Input("mask", tooltip="White (1) is made anew. One mask for each frame, or one for all."),
                 *span_inputs(),
@@ -83,15 +73,7 @@ class CogVideoXInpaintVideo(io.ComfyNode):
                         "1. Fun V1.1 5B was trained with about 0.056."
                     ),
                 ),
-                io.Int.Input(
-                    "noise_seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Seed of that noise, 0 to 2^64 - 1. The same seed gives the same noise.",
-                ),
+                noise_seed_input(),
                 io.Boolean.Input(
                     "start_from_video",
                     default=False,
@@ -165,6 +147,7 @@ class CogVideoXControlToVideo(io.ComfyNode):
             search_aliases=["CogVideoXFunControlSampler", "CogVideoControlImageEncode", "Fun Control", "Pose", "canny"],
             inputs=[
                 *prompt_inputs(),
+                *size_inputs(),
                 io.Image.Input("control_video", tooltip="Frames of one control video, as many as length."),
                 *span_inputs(),
                 io.Image.Input(
@@ -230,6 +213,7 @@ class CogVideoXVOIDConditioning(io.ComfyNode):
             search_aliases=["VOIDInpaintConditioning", "VOID", "quadmask", "object removal", "erase"],
             inputs=[
                 *prompt_inputs(),
+                *size_inputs(),
                 io.Image.Input("video", tooltip="Frames of one video, as many as length."),
                 io.Mask.Input(
                     "quadmask",
@@ -264,13 +248,6 @@ class CogVideoXVOIDConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         made = remove_from_video(positive, negative, vae, width, height, length, batch_size, video, quadmask, void_pass)
         return shown(cls, made)
-
-
-def shown(node, made) -> io.NodeOutput:
-    """Return the outputs of a node, and say on it what was done to its images."""
-    if made.note and node.hidden:
-        show_on_node(made.note, node.hidden.unique_id)
-    return io.NodeOutput(made.positive, made.negative, made.latent)
 
 
 NODES = [CogVideoXInpaintVideo, CogVideoXControlToVideo, CogVideoXVOIDConditioning]

@@ -1,0 +1,204 @@
+"""Images and videos: their sizes, their lengths, what they condition, encoding and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .graph import Node, Source
+from .loaders import Loaders
+from .report import label
+
+FRAME_STEP = 8  # native videos have 8n + 1 frames
+LANDSCAPE = (720, 480)
+
+
+class Images(Loaders):
+    """What encodes, decodes and measures images, and lets them condition a video."""
+
+    def size_of(self, image: Source, anchor: Node) -> Node:
+        """Return the stock node that tells the size of an image."""
+        if image not in self.measured:
+            node = self.beside(anchor, "GetImageSize")
+            self.link(node, "image", image)
+            self.measured[image] = node
+        return self.measured[image]
+
+    def bucket(self, node: Node, image: Source | None, old: Node) -> Node:
+        """Return the node that chooses the trained size next to an image's shape, for the wrapper's base_resolution."""
+        chosen = self.beside(node, "CogVideoXResolution", {"model": "Fun 5B", "size": "shape of the image"})
+        self.carry(chosen, "base", old, "base_resolution")
+        self.link(chosen, "image", image)
+        return chosen
+
+    def _sized(self, target: Node, width: Source, height: Source) -> None:
+        self.link(target, "width", width)
+        self.link(target, "height", height)
+
+    def frames(self, old: Node, name: str) -> Callable[[Node, str], None]:
+        """Return what sets a length from an old frame count, which native videos have in steps of eight."""
+
+        def apply(target: Node, slot: str) -> None:
+            if self.graph.input_of(old, name) is not None:
+                self.carry(target, slot, old, name)
+                return
+            count = self.value(old, name)
+            fitted = max((int(count) - 1 + FRAME_STEP // 2) // FRAME_STEP, 0) * FRAME_STEP + 1
+            if fitted != count:
+                self.report.note(f"{label(old)}: {count} frames became {fitted}; videos have 8n + 1 frames.")
+            self.set(target, slot, fitted, old)
+
+        return apply
+
+    def image_to_video(
+        self,
+        place: Node,
+        sampler: Node,
+        conds: list[Source | None],
+        start: Source | None,
+        end: Source | None,
+        noise: tuple[Node, str],
+        frames: str,
+        size: Node | None,
+    ) -> tuple[list[Source | None], Source]:
+        """Make the node that starts or ends a video with an image, in the place of what encoded the image."""
+        target = (
+            self.claim(place, "CogVideoXImageToVideo")
+            if place is not sampler
+            else self.beside(sampler, "CogVideoXImageToVideo")
+        )
+        self._conditioned(target, conds, self.vae(place) or self.vae(sampler))
+        self.frames(sampler, frames)(target, "length")
+        if size is None and self.value(sampler, "width") is not None:
+            self._carry_size(target, sampler)
+        elif size is not None:
+            self._sized(target, (size.id, 0), (size.id, 1))
+        elif start or end:
+            measured = self.size_of(start or end, place)
+            self._sized(target, (measured.id, 0), (measured.id, 1))
+        self.link(target, "start_image", start)
+        self.link(target, "end_image", end)
+        self.carry(target, "noise_augmentation", *noise)
+        return [(target.id, 0), (target.id, 1)], (target.id, 2)
+
+    def _conditioned(self, target: Node, conds: list[Source | None], vae: Source | None) -> None:
+        self.link(target, "positive", conds[0])
+        self.link(target, "negative", conds[1])
+        self.link(target, "vae", vae)
+
+    def _carry_size(self, target: Node, old: Node) -> None:
+        names = ("width", "height")
+        saved = old.raw.get("widgets_values") if isinstance(old.raw, dict) else None
+        if isinstance(saved, list) and old.type == "CogVideoSampler" and tuple(saved[:2]) == LANDSCAPE:
+            # Height came first, but for three days; landscape is what the models were trained on.
+            if not any(
+                node.type.startswith("DownloadAndLoadCogVideo") and "pab_config" in self.graph.names.get(node.id, [])
+                for node in self.graph.nodes.values()
+            ):
+                self.set(target, "width", saved[0], old)
+                self.set(target, "height", saved[1], old)
+                return
+        for name in names:
+            self.carry(target, name, old, name)
+
+    def control_to_video(
+        self,
+        place: Node,
+        sampler: Node,
+        conds: list[Source | None],
+        video: Source | None,
+        names: tuple[Node, str, str, str],
+        frames: str | None,
+        size: Node | None,
+    ) -> tuple[list[Source | None], Source]:
+        """Make the node that lets a control video guide, in the place of what encoded it."""
+        target = self.claim(place, "CogVideoXControlToVideo")
+        self._conditioned(target, conds, self.vae(place) or self.vae(sampler))
+        if video is not None:
+            measured = size or self.size_of(video, place)
+            self._sized(target, (measured.id, 0), (measured.id, 1))
+            if frames is None:
+                self.link(target, "length", (self.size_of(video, place).id, 2))
+        if frames is not None:
+            self.frames(sampler, frames)(target, "length")
+        self.link(target, "control_video", video)
+        old, *values = names
+        self.carry(target, "strength", old, values[0])
+        self.window(target, old, values[1], values[2], sampler)
+        return [(target.id, 0), (target.id, 1)], (target.id, 2)
+
+    def _denoise(self, sampler: Node) -> float:
+        value = self.value(sampler, "denoise_strength")
+        if value is None:
+            value = self.value(sampler, "vid2vid_denoise")
+        return float(value) if isinstance(value, int | float) and 0 < value < 1 else 1.0
+
+    def window(self, target: Node, old: Node, start: str, end: str, sampler: Node | None, prefix: str = "") -> None:
+        """Carry a percent window; the wrapper counted from the start of a shortened run, the host of a whole one."""
+        denoise = self._denoise(sampler) if sampler is not None else 1.0
+        for new, name in ((f"{prefix}start_percent", start), (f"{prefix}end_percent", end)):
+            self.carry(target, new, old, name)
+            if denoise < 1 and new not in target.inputs and new in target.values:
+                target.values[new] = round(min(1 - denoise + target.values[new], 1.0), 4)
+
+    def video_latent(
+        self, place: Node, sampler: Node, video: Source | None, frames: str | None, claim: bool = True
+    ) -> Source:
+        """Make the nodes that encode the first frames of a video to repaint."""
+        target = self.claim(place, "CogVideoXVAEEncode") if claim else self.beside(sampler, "CogVideoXVAEEncode")
+        target.values["posterior"] = "sample"  # the wrapper drew from the posterior
+        self.link(target, "vae", self.vae(place) or self.vae(sampler))
+        if video is not None and frames is not None:
+            cut = self.beside(place, "ImageFromBatch", {"batch_index": 0})
+            self.frames(sampler, frames)(cut, "length")
+            self.link(cut, "image", video)
+            video = (cut.id, 0)
+        self.link(target, "pixels", video)
+        return target.id, 0
+
+    def _build_CogVideoImageEncode(self, node: Node) -> dict[str, Source | None]:
+        """An encoder that no sampler has asked for: what it says, an encoded video."""
+        if node.id in self.claimed:
+            return self.built[node.id]
+        target = self.claim(node, "CogVideoXVAEEncode", {"posterior": "sample"})
+        self.link(target, "vae", self.vae(node))
+        self.link(target, "pixels", self.native(self.source(node, "start_image", "image")))
+        return {"samples": (target.id, 0)}
+
+    def _build_CogVideoImageEncodeFunInP(self, node: Node) -> dict[str, Source | None]:
+        return self._loose(node)
+
+    def _build_CogVideoImageInterpolationEncode(self, node: Node) -> dict[str, Source | None]:
+        return self._loose(node)
+
+    def _loose(self, node: Node) -> dict[str, Source | None]:
+        if node.id in self.claimed:
+            return {}
+        target = self.claim(node, "CogVideoXImageToVideo")
+        self.link(target, "vae", self.vae(node))
+        self.link(target, "start_image", self.native(self.source(node, "start_image")))
+        self.link(target, "end_image", self.native(self.source(node, "end_image")))
+        self.carry(target, "noise_augmentation", node, "noise_aug_strength")
+        return {"samples": (target.id, 2)}
+
+    def _build_CogVideoControlImageEncode(self, node: Node) -> dict[str, Source | None]:
+        size = self.bucket(node, self.native(self.source(node, "control_video")), node)
+        self.built[node.id] = {"width": (size.id, 0), "height": (size.id, 1)}
+        return self.built[node.id]
+
+    def _build_CogVideoXFunResizeToClosestBucket(self, node: Node) -> dict[str, Source | None]:
+        image = self.native(self.source(node, "images"))
+        size = self.bucket(node, image, node)
+        scale = self.claim(node, "ImageScale")
+        self.carry(scale, "upscale_method", node, "upscale_method")
+        self.carry(scale, "crop", node, "crop")
+        self._sized(scale, (size.id, 0), (size.id, 1))
+        self.link(scale, "image", image)
+        return {"images": (scale.id, 0), "width": (size.id, 0), "height": (size.id, 1)}
+
+    def _build_CogVideoDecode(self, node: Node) -> dict[str, Source | None]:
+        target = self.claim(node, "CogVideoXVAEDecode")
+        # Without tiling the wrapper tried whole frames and fell back to tiles, which is what auto does.
+        target.values["memory"] = "tiles" if self.value(node, "enable_vae_tiling") else "auto"
+        self.link(target, "samples", self.native(self.source(node, "samples")))
+        self.link(target, "vae", self.vae(node))
+        return {"images": (target.id, 0)}

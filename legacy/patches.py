@@ -1,0 +1,82 @@
+"""What was handed to a sampler and is a patch of the model here."""
+
+from __future__ import annotations
+
+from .graph import Node, Source
+from .images import Images
+
+LATENT_STEP = 4  # frames in a latent frame, by which the wrapper divided its context options
+SCHEDULES = {
+    "uniform_standard": "standard_uniform",
+    "uniform_looped": "looped_uniform",
+    "static_standard": "standard_static",
+}
+
+
+class Patches(Images):
+    """What changes the model: step cache, Enhance-A-Video and context windows."""
+
+    def _patches(self, sampler: Node, model: Source | None) -> Source | None:
+        """Put what was handed to a sampler onto the model."""
+        for name, make_patch in (
+            ("teacache_args", self._step_cache),
+            ("feta_args", self._enhance),
+            ("context_options", self._context),
+        ):
+            node = self.origin(self.source(sampler, name))
+            if node is not None and self.is_old(node):
+                self.built.setdefault(node.id, {})
+                model = self._behind(make_patch(node, sampler), model)
+        cache = self.origin(self.source(sampler, "fastercache"))
+        if cache is not None and self.is_old(cache):
+            self.build(cache)
+        return model
+
+    def _step_cache(self, node: Node, sampler: Node | None) -> Node:
+        patch = self.claim(node, "CogVideoXStepCache", {"mode": "teacache"}, patch=True)
+        self.carry(patch, "threshold", node, "rel_l1_thresh")
+        return patch
+
+    def _enhance(self, node: Node, sampler: Node | None) -> Node:
+        patch = self.claim(node, "CogVideoXEnhanceVideo", patch=True)
+        self.carry(patch, "weight", node, "weight")
+        self.window(patch, node, "start_percent", "end_percent", sampler)
+        return patch
+
+    def _context(self, node: Node, sampler: Node | None) -> Node:
+        era = self.reading(node).era
+        # At first the options were counted in latent frames.
+        step = LATENT_STEP if any(widget.name == "freenoise" for widget in era.widgets) else 1
+        values = {
+            "fuse_method": "flat",
+            "dim": 2,  # time, of [B, C, T, H, W]
+            "context_schedule": SCHEDULES.get(self.value(node, "context_schedule"), "standard_uniform"),
+            "closed_loop": self.value(node, "context_schedule") == "uniform_looped",
+            "freenoise": bool(self.value(node, "freenoise")),
+            "causal_window_fix": False,
+        }
+        if self._has_image(sampler):
+            values["cond_retain_index_list"] = "0"  # each window was given the start image
+        patch = self.claim(node, "ContextWindowsManual", values, patch=True)
+        for name, old in (
+            ("context_length", "context_frames"),
+            ("context_overlap", "context_overlap"),
+            ("context_stride", "context_stride"),
+        ):
+            self.carry(patch, name, node, old, (lambda value: max(value // step, 1)) if step > 1 else None)
+        return patch
+
+    def _has_image(self, sampler: Node | None) -> bool:
+        return sampler is not None and self.source(sampler, "image_cond_latents", "start_img") is not None
+
+    def _build_CogVideoXTeaCache(self, node: Node) -> dict[str, Source | None]:
+        self._step_cache(node, None)
+        return {}
+
+    def _build_CogVideoEnhanceAVideo(self, node: Node) -> dict[str, Source | None]:
+        self._enhance(node, None)
+        return {}
+
+    def _build_CogVideoContextOptions(self, node: Node) -> dict[str, Source | None]:
+        self._context(node, None)
+        return {}

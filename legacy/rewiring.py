@@ -1,0 +1,117 @@
+"""The whole graph: every old node in turn, then the links and reroutes around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .graph import SUBGRAPH_OUTPUT, Node
+from .rebuilding import PASSING, Rebuilding
+from .report import label
+
+
+class Rewiring(Rebuilding):
+    """What puts a converted graph together."""
+
+    def run(self) -> bool:
+        """Convert every old node; say whether there was one."""
+        old = [node for node in self.graph.nodes.values() if self.is_old(node)]
+        if not old:
+            return False
+        first = ("Sampler", "Decode", "TextEncode", "EncodePrompt")
+        for part in first:
+            for node in old:
+                if part in node.type:
+                    self.build(node)
+        for node in old:
+            self.build(node)
+            if node.id not in self.claimed:
+                self.no_equal(node, "It was not connected to anything that is made here.")
+        self._reconnect()
+        self._sweep(old)
+        self._assemble()
+        for node in old:
+            made = [*self.claimed.get(node.id, []), *self.extra.get(node.id, [])]
+            self.report.converted.append((node.id, node.type, made))
+        return True
+
+    def _reconnect(self) -> None:
+        """Move the links of other packs' nodes to the new outputs."""
+        for node in list(self.graph.nodes.values()):
+            if self.is_old(node) or node.id in self.claimed:
+                continue
+            for key, source in list(node.inputs.items()):
+                origin = self.graph.nodes.get(source[0])
+                if not self.is_old(origin):
+                    continue
+                moved = self.native(source)
+                if moved is not None:
+                    node.inputs[key] = moved
+                    continue
+                del node.inputs[key]
+                if node.type not in PASSING:
+                    self.report.note(f"{label(node)} was connected to {label(origin)}; that link has no equal.")
+
+    def _sweep(self, old: list[Node]) -> None:
+        """Take away reroutes and Set/Get pairs that carried an old value to nobody but old nodes."""
+        gone = {node.id for node in old}
+        passing = [node for node in self.graph.nodes.values() if node.type in PASSING and node.id not in self.claimed]
+        fed = {node.id for node in self.graph.nodes.values() if node.type == "GetNode"}
+        useful: set[Any] = set()
+        alive = [
+            node
+            for node in self.graph.nodes.values()
+            if node.id not in gone and node.type not in PASSING and node.id not in self.claimed
+        ]
+        alive += self.new.values()
+        queue = [source for node in alive for source in node.inputs.values()]
+        while queue:
+            source = queue.pop()
+            node = self.graph.nodes.get(source[0])
+            if node is None or node.type not in PASSING or node.id in useful:
+                continue
+            useful.add(node.id)
+            queue += node.inputs.values()
+            if node.id in fed:
+                for one in passing:
+                    if one.type == "SetNode" and self._key(one) == self._key(node):
+                        queue.append((one.id, 0))
+        for node in passing:
+            served = any(user.id in gone for user, _ in self._original_consumers(node))
+            by_get = node.type == "SetNode" and any(
+                one.type == "GetNode" and self._key(one) == self._key(node) for one in passing
+            )
+            if node.id not in useful and (served or by_get):
+                self.removed.add(node.id)
+        # A reroute behind a reroute serves nobody once the last one is gone.
+        changed = True
+        while changed:
+            changed = False
+            for node in passing:
+                if node.id in self.removed or node.id in useful:
+                    continue
+                users = [user for user, _ in self._original_consumers(node)]
+                if users and all(user.id in self.removed or user.id in gone for user in users):
+                    self.removed.add(node.id)
+                    changed = True
+
+    def _original_consumers(self, node: Node):
+        return [pair for slot in range(2) for pair in self.graph.consumers((node.id, slot))]
+
+    def _assemble(self) -> None:
+        nodes = {}
+        for id, node in self.graph.nodes.items():
+            if id in self.new:
+                nodes[id] = self.new[id]
+            elif not self.is_old(node) and id not in self.removed:
+                nodes[id] = node
+        for id, node in self.new.items():
+            nodes.setdefault(id, node)
+        for node in nodes.values():  # a link to what is gone would be a broken graph
+            node.inputs = {
+                key: source
+                for key, source in node.inputs.items()
+                if source[0] in nodes or source[0] not in self.graph.nodes
+            }
+        if SUBGRAPH_OUTPUT in nodes:
+            nodes[SUBGRAPH_OUTPUT] = nodes.pop(SUBGRAPH_OUTPUT)
+        self.graph.nodes = nodes
