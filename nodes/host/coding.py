@@ -7,11 +7,13 @@ import torch
 
 from ...cogvideox.latents import check_frames, check_size
 from .conditioning import check_image
+from .progress import reported
 from .vae import VAE, check_latents, decode_memory, require_cogvideox_vae, slab_memory
 
 AUTO, WHOLE, SLABS, TILES = MEMORY_MODES = ("auto", "whole frame", "slabs", "tiles")
 
 
+@reported("CogVideoX VAE Decode")
 def decode(vae, latents: torch.Tensor, memory: str = AUTO) -> torch.Tensor:
     """Decode [B, 16, T, H, W] to IMAGE [B * F, 8H, 8W, 3] by one of MEMORY_MODES."""
     vae = require_cogvideox_vae(vae)
@@ -30,6 +32,7 @@ def fitting(vae: VAE, latents: torch.Tensor) -> str:
     return TILES
 
 
+@reported("CogVideoX VAE Encode")
 def encode(vae, images: torch.Tensor, seed: int | None = None) -> torch.Tensor:
     """Encode IMAGE [F, H, W, 3] to latents [1, 16, T, H/8, W/8]: the posterior's mode, or a draw fixed by `seed`."""
     vae = require_cogvideox_vae(vae)

@@ -17,7 +17,7 @@ from ...cogvideox.latents import check_frames, check_size, latent_frames, pixel_
 from ...cogvideox.positions import ROPE_THETA, axis_dims
 from .coding import AUTO, SLABS, WHOLE, fitting
 from .conditioning import VideoConditioning, check_image, empty_latent, image_to_video
-from .progress import host_progress
+from .progress import host_progress, reported
 from .sampling import require_cogvideox
 from .vae import check_latents, require_cogvideox_vae
 
@@ -118,6 +118,7 @@ def join_videos(first: torch.Tensor, second: torch.Tensor, overlap: int) -> torc
 # --- to a file --------------------------------------------------------------------------------------------------------
 
 
+@reported("CogVideoX Decode to Video")
 def decode_to_video(vae, samples: torch.Tensor, fps: float, crf: float, memory: str):
     """Decode one video's latents [1, 16, T, H, W] into a temporary file, frame by frame, and return it as VIDEO."""
     vae = require_cogvideox_vae(vae)

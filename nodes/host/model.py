@@ -31,7 +31,7 @@ from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.variants import LATENT_CHANNELS, OFS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, TEXT_TOKENS, Variant
 from .conditioning import CONTROL_VIDEO, KNOWN_FRAMES, KNOWN_STRENGTH, MASKED_VIDEO, KnownFrames
 from .gguf import name_blocks
-from .preview import PREVIEW_BIAS, PREVIEW_FACTORS, FrameCycle
+from .preview import with_clip
 from .regions import fit_regions
 from .windows import windows_of
 
@@ -84,12 +84,10 @@ class CogVideoXLatentFormat(comfy.latent_formats.LatentFormat):
     latent_channels = LATENT_CHANNELS
     latent_dimensions = 3
     temporal_downscale_ratio = TEMPORAL_COMPRESSION
-    latent_rgb_factors_bias = PREVIEW_BIAS
+    # No latent_rgb_factors: they would make a still of each step, and the run itself shows the moving clip.
 
     def __init__(self, latent_scale: float):
         self.scale_factor = latent_scale
-        self.latent_rgb_factors = PREVIEW_FACTORS
-        self.latent_rgb_factors_reshape = FrameCycle(latent_scale)
 
 
 class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
@@ -385,6 +383,8 @@ def sample_with_leading_latent(
         for prompt in prompts:  # the guider's own copies, before the host loads the model
             if prompt.get(KNOWN_FRAMES) is not None:
                 prompt.update(model.see(prompt[KNOWN_FRAMES], prompt[KNOWN_STRENGTH], frames))
+    device = executor.class_obj.model_patcher.load_device
+    callback = with_clip(callback, model.variant.latent_scale, device, len(sigmas) - 1)
     leading, behind = model.extra_latents(frames)
     fit_to_video(executor.class_obj, tuple(noise.shape[2:]), (leading, behind), model.variant.transformer.patch_size)
     if leading + behind == 0:

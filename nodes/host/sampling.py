@@ -18,6 +18,7 @@ from ...cogvideox.schedule import (
     trailing_sigmas,
 )
 from .model import CogVideoX
+from .progress import reported
 
 DYNAMIC_CFG = (COSINE_OVER_STEPS, REFERENCE)
 
@@ -71,6 +72,7 @@ def guided(args: dict, cfg: float) -> torch.Tensor:
     return args["uncond"] + (args["cond"] - args["uncond"]) * cfg
 
 
+@reported("CogVideoX Sampler")
 def sample(
     model, positive, negative, latent: dict, seed: int, steps: int, cfg: float, name: str, denoise: float
 ) -> dict:

@@ -8,11 +8,10 @@ import shutil
 import comfy.ldm.modules.attention as host_attention
 import comfy.sample
 import comfy.samplers
-import latent_preview
 import node_helpers
 import pytest
 import torch
-from comfy.cli_args import LatentPreviewMethod, args
+from comfy.cli_args import args
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode
@@ -293,13 +292,3 @@ def test_the_leading_latent_of_15_is_seen_by_nobody(monkeypatch):
     assert shapes == {(1, 16, 3, HEIGHT // 8, WIDTH // 8)}
     assert torch.equal(sample(SEED), out)
     assert not torch.equal(sample(SEED + 1), out)  # the leading latent has noise of its own
-
-
-def test_the_preview_moves_through_the_video(monkeypatch):
-    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
-    model = pipelines.ours("2b")[0]
-    previewer = latent_preview.get_previewer(torch.device("cpu"), model.model.latent_format)
-    x0 = torch.randn(1, 16, 3, 8, 12)
-    images = [previewer.decode_latent_to_preview(x0).tobytes() for _ in range(6)]
-    assert len(set(images)) == 3
-    assert images[:3] == images[3:]
