@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import comfy.model_patcher
+import comfy.sd
 import pytest
 import torch
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
@@ -151,6 +152,32 @@ def test_a_folder_with_the_model_in_it_is_the_model_with_the_branch(name, tmp_pa
     assert torch.equal(run(both, steered(name)), run(model(name), steered(name)))
     assert "left out" not in describe(both)
     assert "alone: the layers that" in describe(load_model(str(tmp_path / "both")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lora_works_below_a_branch_and_above_it(name):
+    key = "diffusion_model.transformer_blocks.0.attn1.to_v"
+    width = pipelines.ours(VARIANT[name])[0].model.diffusion_model.config.inner_dim
+    lora = {f"{key}.lora_up.weight": torch.ones(width, 2), f"{key}.lora_down.weight": 0.2 * torch.eye(2, width)}
+    base = pipelines.ours(VARIANT[name])[0]
+    above, _ = comfy.sd.load_lora_for_models(model(name), None, lora, 1.0, 0.0)
+    changed, _ = comfy.sd.load_lora_for_models(base, None, lora, 1.0, 0.0)
+    below = LOAD[name](changed, file(name), weight_dtype="fp32")
+    plainly = run(model(name), steered(name))
+    assert relative_error(run(above, steered(name)), plainly) > 1e-3
+    assert relative_error(run(above, steered(name)), run(below, steered(name))) < 1e-5
+    assert relative_error(run(changed, plain(VARIANT[name])), run(above, steered(name))) > 1e-3
+    assert relative_error(run(model(name), steered(name)), plainly) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("weight_dtype", "bound"), [("bf16", 3e-2), ("fp8_e4m3fn", 2e-1)])
+def test_a_branch_in_fewer_bits_stays_near(name, weight_dtype, bound):
+    """Eight bits are for the large matrices of transformer blocks, which Diffusion as Shader alone has copies of."""
+    narrow = LOAD[name](pipelines.ours(VARIANT[name])[0], file(name), weight_dtype=weight_dtype)
+    error = relative_error(run(narrow, steered(name)), run(model(name), steered(name)))
+    assert error < bound
+    assert (error > 1e-6) == (weight_dtype == "bf16" or name == "shader")
 
 
 @pytest.mark.parametrize("name", NAMES)
