@@ -165,7 +165,7 @@ def main() -> None:
                 axis.axis("off")
     results = {}
     for name, found in rows.items():
-        mean = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+        mean = {key: float(np.nanmean([row[key] for row in found])) for key in found[0]}
         results[name] = {
             "seam": round(mean["change at joins"] / mean["change elsewhere"], 2),
             **{key: round(value, 4) for key, value in mean.items()},
