@@ -4,9 +4,11 @@
 
 The same prompts more than twice as long as the model makes, by: context windows as this pack fits them; the host's
 windows without its causal fix; pieces that go on from the last nine frames, joined; separate pieces, one after the
-other. A seam is the mean change between the two frames at a join by that between neighbours elsewhere (1: not seen).
-Jerk is the third difference of the object's centre in px, at joins and elsewhere. Then the memory of decoding 5 and 20
-seconds into a file. Figures go to results/long_video.json and .png.
+other; and one piece as the model makes it, judged as if it had a join in its middle. Four frames come from one latent
+and the picture changes more from one latent to the next than inside one, so joins, which lie there, are held against
+the other such places: a seam is the mean change between the two frames at a join by that there (1: not seen). Jerk is
+the third difference of the object's centre in px over the same places. Then the memory of decoding 5 and 20 seconds
+into a file. Figures go to results/long_video.json and .png.
 """
 
 from __future__ import annotations
@@ -73,7 +75,11 @@ class LongPainter(HostPainter):
             model.remove_wrappers_with_key("outer_sample", "cogvideox_leading_latent")
         latent = empty_latent(mini.WIDTH, mini.HEIGHT, LENGTH, 1)
         starts = range(LATENTS - SHARED, (LENGTH - 1) // 4 + 1, LATENTS - SHARED)
-        return self.sample(model, self.encode(prompt), latent, seed), [4 * start for start in starts]
+        return self.sample(model, self.encode(prompt), latent, seed), [first_frame(start) for start in starts]
+
+    def one_piece(self, prompt: str, seed: int) -> tuple[torch.Tensor, list[int]]:
+        latent = empty_latent(mini.WIDTH, mini.HEIGHT, PIECE, 1)
+        return self.sample(self.model, self.encode(prompt), latent, seed), [first_frame(LATENTS // 2)]
 
     def continued(self, prompt: str, seed: int) -> tuple[torch.Tensor, list[int]]:
         conds = self.encode(prompt)
@@ -93,19 +99,27 @@ class LongPainter(HostPainter):
         return torch.cat(pieces)[:LENGTH], list(range(PIECE, LENGTH, PIECE))
 
 
+def first_frame(latent: int) -> int:
+    return 4 * latent - 3
+
+
 def judged(video: torch.Tensor, joins: list[int]) -> dict[str, float]:
     """Measure seams and motion of frames [F, H, W, 3]; a join is the number of the first frame behind it."""
     change = (video[1:] - video[:-1]).abs().mean(dim=(1, 2, 3)).numpy()
-    at = np.zeros(len(change), bool)
-    at[[join - 1 for join in joins if 0 < join <= len(change)]] = True
     centres = detector.measure(video.numpy() * 255).centres
     jerk = np.linalg.norm(np.diff(centres, n=3, axis=0), axis=1)  # of frames i to i + 3
-    near = np.array([any(i < join <= i + 3 for join in joins) for i in range(len(jerk))])
+    joins = [join for join in joins if join < len(video)]
+    elsewhere = sorted({first_frame(latent) for latent in range(2, (len(video) - 1) // 4 + 1)} - set(joins))
+
+    def around(places: list[int]) -> float:
+        near = [i for i in range(len(jerk)) if any(i < place <= i + 3 for place in places)]
+        return float(np.nanmean(jerk[near]))
+
     return {
-        "change at joins": float(change[at].mean()),
-        "change elsewhere": float(change[~at].mean()),
-        "jerk at joins": float(np.nanmean(jerk[near])),
-        "jerk elsewhere": float(np.nanmean(jerk[~near])),
+        "change at joins": float(change[[join - 1 for join in joins]].mean()),
+        "change elsewhere": float(change[[place - 1 for place in elsewhere]].mean()),
+        "jerk at joins": around(joins),
+        "jerk elsewhere": around(elsewhere),
         "seen": float(np.isfinite(centres[:, 0]).mean()),
     }
 
@@ -149,6 +163,7 @@ def main() -> None:
         "windows without the causal fix": lambda prompt, seed: painter.windows(prompt, seed, False),
         "continued": painter.continued,
         "separate": painter.separate,
+        "one piece": painter.one_piece,
     }
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     drawn, axes = common.figure(len(ways), 1, width=9, height=1.2)
