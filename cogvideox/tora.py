@@ -104,13 +104,13 @@ class MGF(nn.Module):
         self.flow_cond_norm = operations.GroupNorm(FUSER_GROUPS, wide, **factory)
 
     def forward(self, x: torch.Tensor, features: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Fuse features [B * T, channels, H, W] into video tokens x [B, T * H * W, D]."""
+        """Fuse features [B * T, channels, H, W], or [T, ...] of all videos, into video tokens x [B, T * H * W, D]."""
         t, h, w = grid
         x = rearrange(x, "b (t h w) d -> (b t) d h w", t=t, h=h, w=w)
         gamma, beta = (
             rearrange(
                 temporal(rearrange(spatial(features), "(b t) d h w -> (b h w) d t", t=t)),
-                "(b h w) d t -> (b t) d h w",
+                "(b h w) d t -> b t d h w",
                 h=h,
                 w=w,
             )
@@ -119,8 +119,8 @@ class MGF(nn.Module):
                 (self.flow_beta_spatial, self.flow_beta_temporal),
             )
         )
-        x = x + self.flow_cond_norm(x) * gamma + beta
-        return rearrange(x, "(b t) d h w -> b (t h w) d", t=t)
+        x, normed = (part.unflatten(0, (-1, t)) for part in (x, self.flow_cond_norm(x)))
+        return rearrange(x + normed * gamma + beta, "b t d h w -> b (t h w) d")
 
 
 class Tora(nn.Module):

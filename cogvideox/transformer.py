@@ -136,6 +136,14 @@ def add_control(
     return x
 
 
+def replace_video(x: torch.Tensor, video: torch.Tensor, length: int) -> torch.Tensor:
+    """Put tokens `video` [B, S, D] behind the first `length` of x [B, L + S, D], as `add_gated` does."""
+    if torch.is_grad_enabled():
+        return torch.cat((x[:, :length], video), dim=1)
+    x[:, length:].copy_(video)
+    return x
+
+
 class CogVideoXAttention(nn.Module):
     """Full attention over the joint sequence, with normalised queries and keys."""
 
@@ -300,7 +308,7 @@ class CogVideoXTransformer3DModel(nn.Module):
                 x = add_control(x, control, index, length)
                 for patch in options.get("patches", {}).get("double_block", ()):
                     args = {"img": x[:, length:], "txt": x[:, :length], "vec": emb, "pe": rope, "block_index": index}
-                    x = torch.cat((x[:, :length], patch({**args, "transformer_options": here})["img"]), dim=1)
+                    x = replace_video(x, patch({**args, "transformer_options": here})["img"], length)
             return x
 
         override = options.get("blocks_override")

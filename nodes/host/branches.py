@@ -2,13 +2,14 @@
 
 A conditioning node attaches what a branch reads (`attach`), a loader puts the network on a clone of MODEL
 (`with_branch`). In a run each prompt's attachment turns into conds of the host, which it repeats over batches, slices
-for context windows and hands to the transformer with everything else.
+for context windows and hands to the transformer with everything else. What a network makes of an attachment alone, the
+same in every step, it makes once in a run (`once`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,17 @@ def base_model(model, path: Path, weight_dtype: str, pattern: str):
 
 def with_branch(model, name: str, network: torch.nn.Module, wrapper: Callable):
     """Return a clone of MODEL that the host loads together with `network`; `wrapper` goes around its forward."""
-    model = patched(model, name, {WrappersMP.DIFFUSION_MODEL: wrapper})
+
+    def outer_sample(executor, *args, **kwargs):
+        options = executor.class_obj.model_options["transformer_options"]  # the host made them for this run
+        options[kept_key(name)] = kept = Kept()
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            kept.made.clear()
+            del options[kept_key(name)]
+
+    model = patched(model, name, {WrappersMP.DIFFUSION_MODEL: wrapper, WrappersMP.OUTER_SAMPLE: outer_sample})
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=device, offload_device=offload)
     model.set_additional_models(name, [patcher])
@@ -105,11 +116,12 @@ def with_patch(options: dict[str, Any], kind: str, patch: Callable) -> dict[str,
     return {**options, "patches": {**patches, kind: [*patches.get(kind, ()), patch]}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attachment:
     """What one prompt holds for the branch `name`: tensors by name, how strongly and for which part of the run.
 
-    `videos` [1 or B, C, T, H, W] are latents, unscaled, as long and as large as the video; `tokens` any others.
+    `videos` [1, C, T, H, W] are latents, unscaled, as long and as large as the video; `tokens` any others. A forward is
+    given its part of the videos where they are `cut`; all else a network reads whole, by `once`.
     """
 
     name: str
@@ -118,6 +130,12 @@ class Attachment:
     tokens: dict[str, torch.Tensor]
     strength: float
     window: Window
+    cut: bool = True
+
+    @property
+    def key(self) -> str:
+        """Under which name a forward gets it."""
+        return attachment_key(self.name)
 
     def check(self, model, shape: torch.Size) -> None:
         """Raise unless MODEL has the branch and the videos fit latents of `shape` [B, C, T, H, W]."""
@@ -135,17 +153,29 @@ class Attachment:
                 )
 
     def conds(self, model: CogVideoX, device: torch.device) -> dict[str, Any]:
-        """Return the conds of one prompt, latents scaled as the model sees them, and when they count."""
+        """Return the conds of one prompt: latents scaled as the model sees them, and the attachment with its sigmas."""
         scale, to_sigma = model.variant.latent_scale, model.model_sampling.percent_to_sigma
-        window = (to_sigma(self.window.start_percent), to_sigma(self.window.end_percent))
-        conds = {name: comfy.conds.CONDNoiseShape(video.to(device) * scale) for name, video in self.videos.items()}
-        conds |= {name: comfy.conds.CONDRegular(tensor.to(device)) for name, tensor in self.tokens.items()}
-        return {**conds, strength_key(self.name): comfy.conds.CONDConstant((self.strength, *window))}
+        sigmas = None if self.window.whole else (to_sigma(self.window.start_percent), to_sigma(self.window.end_percent))
+        videos = self.videos if self.cut else {}
+        conds = {name: comfy.conds.CONDNoiseShape(video.to(device) * scale) for name, video in videos.items()}
+        return {**conds, self.key: comfy.conds.CONDConstant((self, sigmas))}
 
 
-def strength_key(name: str) -> str:
-    """Return under which name a forward gets the strength of branch `name`."""
-    return f"{name} strength".lower().replace(" ", "_")
+@dataclass
+class Kept:
+    """What one run has made of attachments."""
+
+    made: dict[Attachment, Any] = field(default_factory=dict)
+
+
+def attachment_key(name: str) -> str:
+    """Return under which name a forward gets the attachment of branch `name`."""
+    return f"{name} attachment".lower().replace(" ", "_")
+
+
+def kept_key(name: str) -> str:
+    """Return under which name a run's options hold what the branch `name` has made in it."""
+    return f"cogvideox {name} kept".lower().replace(" ", "_")
 
 
 def video_size(latent: dict) -> tuple[int, int, int]:
@@ -169,7 +199,19 @@ def attach(conditioning, attachment: Attachment):
 def attached(options: dict[str, Any], name: str) -> tuple[dict[str, Any], float]:
     """Return what a forward was given for branches, and how strongly branch `name` counts at its noise level."""
     given = options.get(BRANCHES, {})
-    strength, start, end = given.get(strength_key(name), (0.0, 0.0, 0.0))
-    if strength and not end <= float(options["sigmas"].max()) <= start:
-        strength = 0.0
-    return given, strength
+    attachment, sigmas = given.get(attachment_key(name), (None, None))
+    if attachment is None:
+        return given, 0.0
+    if sigmas is not None and not sigmas[1] <= float(options["sigmas"].max()) <= sigmas[0]:
+        return given, 0.0
+    return given, attachment.strength
+
+
+@torch.compiler.disable
+def once(options: dict[str, Any], name: str, make: Callable[[Attachment], Any]) -> Any:
+    """Return `make(attachment)` for branch `name` of a forward, made when a run first asks for it and let go after."""
+    attachment, _ = options[BRANCHES][attachment_key(name)]
+    made = options[kept_key(name)].made
+    if attachment not in made:
+        made[attachment] = make(attachment)
+    return made[attachment]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ...cogvideox.checkpoint import consisid_config, normalise_branch
-from ...cogvideox.consisid import ConsisID
+from ...cogvideox.consisid import ConsisID, ConsisIDConfig
 from ...cogvideox.keys import CONSISID
-from .branches import Attachment, attach, attached, base_model, build, read_branch, with_branch, with_patch
+from .branches import Attachment, attach, attached, base_model, build, once, read_branch, with_branch, with_patch
 from .conditioning import VideoConditioning, check_image, encode_frames, fit, image_to_video
 from .files import read_state_dict
 from .patches import Window
@@ -41,27 +41,42 @@ def load_consisid(model, path: Path, weight_dtype: str = "auto"):
 
     def diffusion_model(executor, x, *args):
         *args, options = args
-        given, strength = attached(options, NAME)
+        _, strength = attached(options, NAME)
         if not strength:
             return executor(x, *args, options)
-        maps = given[MAPS]
-        if (given[EMBEDDING].shape[-1], *maps.shape[1::2]) != (config.id_dim, config.num_scale, config.vit_dim):
-            raise ValueError(
-                f"The identity holds an embedding {given[EMBEDDING].shape[-1]} wide and {maps.shape[1]} maps "
-                f"{maps.shape[-1]} wide, and this ConsisID reads {config.id_dim}, {config.num_scale} and "
-                f"{config.vit_dim}. Make it with the face and vision models of ConsisID."
-            )
-        face = network.local_facial_extractor(given[EMBEDDING], list(maps.unbind(1)))
+
+        def extract(attachment: Attachment) -> torch.Tensor:
+            embedding, maps = (attachment.tokens[name].to(x) for name in (EMBEDDING, MAPS))
+            return network.local_facial_extractor(embedding, list(maps.unbind(1)))
+
+        face = once(options, NAME, extract).expand(len(x), -1, -1)
 
         def look(args: dict[str, Any]) -> dict[str, torch.Tensor]:
             index, rest = divmod(args["block_index"], interval)
             if rest or index >= config.num_cross_attn:
                 return {"img": args["img"]}
-            return {"img": args["img"] + network.perceiver_cross_attention[index](face, args["img"]) * strength}
+            seen = network.perceiver_cross_attention[index](face, args["img"])
+            return {"img": torch.add(args["img"], seen, alpha=strength)}
 
         return executor(x, *args, with_patch(options, "double_block", look))
 
     return with_branch(model, NAME, network, diffusion_model)
+
+
+class Identity(Attachment):
+    """The features of a face, which a ConsisID reads in the widths that it was trained with."""
+
+    def check(self, model, shape: torch.Size) -> None:
+        super().check(model, shape)
+        (patcher,) = model.get_additional_models_with_key(NAME)
+        config: ConsisIDConfig = patcher.model.config
+        embedding, maps = self.tokens[EMBEDDING], self.tokens[MAPS]
+        if (embedding.shape[-1], *maps.shape[1::2]) != (config.id_dim, config.num_scale, config.vit_dim):
+            raise ValueError(
+                f"The identity holds an embedding {embedding.shape[-1]} wide and {maps.shape[1]} maps "
+                f"{maps.shape[-1]} wide, and this ConsisID reads {config.id_dim}, {config.num_scale} and "
+                f"{config.vit_dim}. Make it with the face and vision models of ConsisID."
+            )
 
 
 def read_identity(source: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,6 +126,6 @@ def identity_to_video(
         known = made.positive[0][1]["concat_latent_image"]  # made above, for both prompts
         if known.shape[2] > KEYPOINT_FRAME:
             known[:, :, KEYPOINT_FRAME] = encode_frames(vae, picture)
-    attachment = Attachment(NAME, LOADER, {}, {EMBEDDING: embedding, MAPS: maps}, strength, window)
+    attachment = Identity(NAME, LOADER, {}, {EMBEDDING: embedding, MAPS: maps}, strength, window)
     prompts = attach(made.positive, attachment), attach(made.negative, attachment)
     return VideoConditioning(*prompts, made.latent, made.note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from einops import rearrange
 
 from ...cogvideox.checkpoint import controlnet_config, normalise_controlnet
 from ...cogvideox.controlnet import CogVideoXControlNet
-from ...cogvideox.latents import latent_frames, pixel_frames
-from ...cogvideox.variants import COGVIDEOX_2B, COGVIDEOX_5B, SPATIAL_COMPRESSION, ControlNetConfig
+from ...cogvideox.latents import pixel_frames
+from ...cogvideox.variants import COGVIDEOX_2B, COGVIDEOX_5B, ControlNetConfig
 from .branches import build
 from .files import read_state_dict
 from .model import CogVideoX, attention
 from .precision import mark_quantised_layers
+from .regions import PLACES, cut
 
 # Models by the width of their tokens, to name the one a ControlNet was made for.
 MADE_FOR = {variant.transformer.inner_dim: variant.name for variant in (COGVIDEOX_2B, COGVIDEOX_5B)}
@@ -42,6 +44,7 @@ class ControlNet(comfy.controlnet.ControlNet):
     def __init__(self, control_model: CogVideoXControlNet | None, load_device, manual_cast_dtype):
         super().__init__(control_model, load_device=load_device, manual_cast_dtype=manual_cast_dtype, extra_conds=[])
         self.main: CogVideoX | None = None  # the model of the run at hand
+        self.video: torch.Size | None = None  # and its latents [B, C, T, H, W]
 
     @property
     def config(self) -> ControlNetConfig:
@@ -51,20 +54,23 @@ class ControlNet(comfy.controlnet.ControlNet):
         """Return another application of the same network, as the host's Apply ControlNet nodes ask for."""
         other = type(self)(None, self.load_device, self.manual_cast_dtype)
         other.control_model, other.control_model_wrapped = self.control_model, self.control_model_wrapped
+        other.video = self.video
         self.copy_to(other)
         return other
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> int:
-        """Return the bytes that the states for two prompts take, reckoned from the control video's size."""
-        frames, _, height, width = self.cond_hint_original.shape
+        """Return the bytes that the states of two prompts take for the videos of the run at hand."""
+        batch, _, *size = self.video
         body = self.config.transformer
-        side = SPATIAL_COMPRESSION * body.patch_size
-        tokens = latent_frames(frames) * (height // side) * (width // side)
+        tokens = batch * math.prod(size) // body.patch_size**2
         states = 2 * body.num_layers * tokens * self.config.state_dim * comfy.model_management.dtype_size(dtype)
         return states + super().inference_memory_requirements(dtype)
 
     def check_video(self, model: CogVideoX, shape: torch.Size) -> None:
-        """Raise unless this ControlNet steers `model` and its control video fits latents of `shape` [B, C, T, H, W]."""
+        """Raise unless this ControlNet steers `model` and its control video fits latents of `shape` [B, C, T, H, W].
+
+        Called before each run, and takes note of its videos.
+        """
         self.check_model(model)
         hint, frames = self.cond_hint_original, pixel_frames(shape[2])
         if hint.ndim != 4 or hint.shape[1] < self.config.hint_channels:
@@ -76,6 +82,13 @@ class ControlNet(comfy.controlnet.ControlNet):
                 f"The control video has {hint.shape[0]} frames and the video {frames}. "
                 "Make them equally long: set length, or load and cut the control video; one image serves all frames."
             )
+        if not torch.isfinite(hint).all():
+            raise ValueError(
+                "The control video holds invalid numbers (NaN). The node that made it failed; look at it with "
+                "Preview Image."
+            )
+        for control in (self, *self.multigpu_clones.values()):
+            control.video = shape
 
     def check_model(self, model) -> None:
         """Raise unless `model` is one that this ControlNet was made for."""
@@ -106,7 +119,7 @@ class ControlNet(comfy.controlnet.ControlNet):
 
     def cleanup(self) -> None:
         """Let go of what belongs to one run."""
-        self.main = None
+        self.main = self.video = None
         super().cleanup()
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
@@ -124,24 +137,23 @@ class ControlNet(comfy.controlnet.ControlNet):
         grid, rope_options = main.token_grid(x.shape[2:]), transformer_options.get("rope_options")
         # Those of the model, which keeps them: positions are its own, and it asks for the same ones next.
         tables = main.tables(grid, context.shape[1], x.device, self.main.get_dtype_inference(), rope_options)
-        hint = self.hint_for(x, batched_number, transformer_options.get("context_window"))
+        hint = self.hint_for(x, batched_number, cond[PLACES])
         states = network(x, hint, sampling.timestep(t), context, tables)
         return self.control_merge({"output": states}, previous, output_dtype=None)
 
-    def hint_for(self, x: torch.Tensor, prompts: int, window) -> torch.Tensor:
-        """Return the encoded control video [B, 48, T, H, W] for latents x, of which a context window may be a part."""
-        if self.cond_hint is None or self.cond_hint.shape[3:] != x.shape[3:]:
-            self.cond_hint = self.encode_hint(x, x.shape[2] if window is None else window.total_frames)
-        hint = self.cond_hint
-        if hint.shape[2] != x.shape[2]:
-            hint = window.get_tensor(hint, dim=2)
+    def hint_for(self, x: torch.Tensor, prompts: int, places: torch.Tensor) -> torch.Tensor:
+        """Return the encoded control video [B, 48, T, H, W] for latents x, which lie at `places` of the whole video."""
+        if self.cond_hint is None:
+            self.cond_hint = self.encode_hint(x)
+        hint = cut(self.cond_hint, places)
         videos = x.shape[0] // prompts
         hint = hint.expand(videos, -1, -1, -1, -1)
         return hint.repeat(prompts, 1, 1, 1, 1)
 
-    def encode_hint(self, x: torch.Tensor, frames: int) -> torch.Tensor:
-        """Encode the whole control video for latents like x [B, 16, T, H, W]: [1 or B, 48, `frames`, H, W]."""
-        height, width = (side * self.config.hint_downscale for side in x.shape[3:])
+    def encode_hint(self, x: torch.Tensor) -> torch.Tensor:
+        """Encode the whole control video for the run at hand, in the type of x and beside it: [1 or B, 48, T, H, W]."""
+        frames, *sides = self.video[2:]
+        height, width = (side * self.config.hint_downscale for side in sides)
         hint = self.cond_hint_original[:, : self.config.hint_channels]
         if hint.shape[2:] != (height, width):
             hint = comfy.utils.common_upscale(hint, width, height, "lanczos", "center")

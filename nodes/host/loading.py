@@ -47,7 +47,7 @@ from .gguf import (
     operations,
     read_gguf,
 )
-from .model import ModelConfig, forget_tables, sample_with_leading_latent
+from .model import ModelConfig, let_go, sample_with_leading_latent
 from .precision import (
     FLOAT8,
     FP8_FAST,
@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 
 BRANCHES = ("ConsisID", "Diffusion as Shader", "Tora")  # which nodes of their own load
 PADDING_KEY = "cogvideox_leading_latent"
-TABLES_KEY = "cogvideox_position_tables"
+LET_GO_KEY = "cogvideox_let_go"
 
 
 def load_model(
@@ -169,7 +169,7 @@ def make_patcher(config: ModelConfig, state_dict: StateDict, disable_dynamic: bo
         model.to(offload_device)
     outer_sample = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     patcher.add_wrapper_with_key(outer_sample, PADDING_KEY, sample_with_leading_latent)
-    patcher.add_wrapper_with_key(outer_sample, TABLES_KEY, forget_tables)
+    patcher.add_wrapper_with_key(outer_sample, LET_GO_KEY, let_go)
     return patcher
 
 

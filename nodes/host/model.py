@@ -32,7 +32,7 @@ from ...cogvideox.variants import LATENT_CHANNELS, OFS, SPATIAL_COMPRESSION, TEM
 from .conditioning import CONTROL_VIDEO, KNOWN_FRAMES, KNOWN_STRENGTH, MASKED_VIDEO, KnownFrames
 from .gguf import name_blocks
 from .preview import with_clip
-from .regions import fit_regions
+from .regions import PLACES, fit_regions, places
 from .windows import windows_of
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,10 @@ PAD_SEED = 0x436F67566964
 # bfloat16: 10.6 (2B) to 11.2, where rotary positions turn queries and keys in float32; the feed-forward holds 10. Some
 # more for what a kernel keeps to itself. Not measured on a graphics card.
 WORKING_WIDTHS = 12
+
+# What a network beside the transformer adds to that, by the key of what it reads. Counted in the same way; Tora's are
+# its maps of features, 42 x 128 numbers for each token of a video, held for two prompts.
+BRANCH_WIDTHS = {"diffusion_as_shader_attachment": 2, "tora_attachment": 1}
 
 # What networks beside the transformer read, in CONDITIONING and in the options of a forward.
 BRANCHES = "cogvideox_branches"
@@ -144,7 +148,17 @@ class CogVideoX(comfy.model_base.BaseModel):
             out["ofs"] = comfy.conds.CONDRegular(torch.tensor([OFS], device=kwargs["device"]))
         for attachment in kwargs.get(BRANCHES, {}).values():
             out.update(attachment.conds(self, kwargs["device"]))
+        if kwargs.get(PLACES):
+            out[PLACES] = comfy.conds.CONDNoiseShape(places(kwargs["noise"].shape[2:], kwargs["device"]))
         return out
+
+    def extra_conds_shapes(self, **kwargs):
+        return {attachment.key: [1] for attachment in kwargs.get(BRANCHES, {}).values()}
+
+    def memory_required(self, input_shape, cond_shapes={}):  # noqa: B006
+        """Return the bytes the host has to keep free for a forward, those of the branches in its conds included."""
+        beside = sum(BRANCH_WIDTHS.get(key, 0) for key in cond_shapes)
+        return super().memory_required(input_shape, cond_shapes) * (1 + beside / WORKING_WIDTHS)
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         """Predict as the host asks, with the position tables made before the forward, which may be compiled."""
@@ -379,10 +393,12 @@ def sample_with_leading_latent(
             for attachment in prompt.get(BRANCHES, {}).values():
                 attachment.check(executor.class_obj.model_patcher, noise.shape)
     frames = noise.shape[2]
-    for prompts in executor.class_obj.conds.values():
-        for prompt in prompts:  # the guider's own copies, before the host loads the model
-            if prompt.get(KNOWN_FRAMES) is not None:
-                prompt.update(model.see(prompt[KNOWN_FRAMES], prompt[KNOWN_STRENGTH], frames))
+    prompts = [prompt for prompts in executor.class_obj.conds.values() for prompt in prompts]
+    guided = any(prompt.get("control") or prompt.get(BRANCHES) for prompt in prompts)
+    for prompt in prompts:  # the guider's own copies, before the host loads the model
+        prompt[PLACES] = guided  # for all, or they would not run as one batch
+        if prompt.get(KNOWN_FRAMES) is not None:
+            prompt.update(model.see(prompt[KNOWN_FRAMES], prompt[KNOWN_STRENGTH], frames))
     device = executor.class_obj.model_patcher.load_device
     callback = with_clip(callback, model.variant.latent_scale, device, len(sigmas) - 1)
     leading, behind = model.extra_latents(frames)
@@ -430,12 +446,19 @@ def check_control(control, model: CogVideoX, shape: torch.Size) -> None:
         control = control.previous_controlnet
 
 
-def forget_tables(executor, *args, **kwargs):
-    """Let go of the position tables when a run ends; an OUTER_SAMPLE wrapper of the host."""
+def let_go(executor, *args, **kwargs):
+    """Let go of position tables and of what ControlNets hold when a run ends; an OUTER_SAMPLE wrapper of the host.
+
+    The host itself cleans up after runs that come to their end, and not after cancelled ones.
+    """
     try:
         return executor(*args, **kwargs)
     finally:
-        executor.class_obj.model_patcher.model.diffusion_model.held_tables = None
+        guider = executor.class_obj
+        guider.model_patcher.model.diffusion_model.held_tables = None
+        for prompt in (prompt for prompts in guider.conds.values() for prompt in prompts):
+            if prompt.get("control") is not None:
+                prompt["control"].cleanup()
 
 
 def leading_noise(noise: torch.Tensor, count: int, seed: int | None) -> torch.Tensor:

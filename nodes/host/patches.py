@@ -53,10 +53,15 @@ class Window:
                 "between them. Set start_percent below end_percent."
             )
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the schedule, which nobody needs to wait for the device to tell sigma for."""
+        return (self.start_percent, self.end_percent) == (0, 1)
+
     def holds(self, model, sigma: torch.Tensor) -> bool:
         """Say whether the noise level `sigma` [B] lies in this part of the schedule of `model`."""
-        if (self.start_percent, self.end_percent) == (0, 1):
-            return True  # without waiting for the device to tell sigma
+        if self.whole:
+            return True
         to_sigma = model.model_sampling.percent_to_sigma
         return to_sigma(self.end_percent) <= float(sigma.max()) <= to_sigma(self.start_percent)
 

@@ -15,6 +15,8 @@ import torch
 from ...cogvideox.latents import pixel_frames, repeat_first_frame, repeat_last_frame
 from ...cogvideox.variants import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
+# Under which name a forward gets where its latents lie in the whole video, where something is cut like them.
+PLACES = "cogvideox_places"
 EVERY_FRAME = 2**31 - 1  # the host's number for "as far as it goes", cut to the window at hand
 LEAST_BOUNDS = 8  # latents: the host's least side of an area made from a mask
 
@@ -57,6 +59,23 @@ def fit_mask(mask: torch.Tensor, size: tuple[int, int, int], extra: tuple[int, i
         mask = torch.cat((mask[:alone], mask[alone:].unflatten(0, (-1, TEMPORAL_COMPRESSION)).mean(dim=1)))
     mask = mask.expand(count, height, width)[None, None]
     return repeat_last_frame(repeat_first_frame(mask, extra[0]), extra[1])[0]
+
+
+def places(size: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    """Return the t, y and x of each latent of a video (T, H, W), [1, 3, T, H, W], for the host to cut as it cuts it."""
+    return torch.stack(torch.meshgrid(*(torch.arange(length, device=device) for length in size), indexing="ij"))[None]
+
+
+def cut(whole: torch.Tensor, places: torch.Tensor, patch: int = 1) -> torch.Tensor:
+    """Return the part of `whole` [B, C, T, H / patch, W / patch] that an area or a context window has left.
+
+    `places` [B, 3, t, h, w] is what has become of those of the whole video.
+    """
+    t, h, w = places.shape[2:]
+    if (t, h // patch, w // patch) == whole.shape[2:]:
+        return whole
+    frames, rows, columns = places[0, 0, :, 0, 0], places[0, 1, 0, ::patch, 0], places[0, 2, 0, 0, ::patch]
+    return whole.index_select(2, frames).index_select(3, rows // patch).index_select(4, columns // patch)
 
 
 def bounds(mask: torch.Tensor) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def load_shader(model, path: Path, weight_dtype: str = "auto"):
             if index >= copy.num_layers:
                 return {"img": args["img"]}
             branch = network.step(index, branch, args["txt"], args["vec"], args["pe"])
-            return {"img": args["img"] + branch * strength}
+            return {"img": torch.add(args["img"], branch, alpha=strength)}
 
         options = with_patch(options, "double_block", shade)
         return executor(x, timestep, context, ofs, control, options)

@@ -9,14 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageDraw
 
 from ...cogvideox.checkpoint import normalise_tora, tora_config
 from ...cogvideox.keys import TORA
-from ...cogvideox.tora import CANVAS, Tora, flow_picture, path_flow, place_path
-from .branches import Attachment, attach, attached, base_model, build, read_branch, video_size, with_branch, with_patch
+from ...cogvideox.tora import CANVAS, PATCH, Tora, flow_picture, path_flow, place_path
+from .branches import (
+    Attachment,
+    attach,
+    attached,
+    base_model,
+    build,
+    once,
+    read_branch,
+    video_size,
+    with_branch,
+    with_patch,
+)
 from .conditioning import check_image, fit
 from .patches import Window
+from .regions import PLACES, cut
 from .sampling import require_cogvideox
 from .vae import require_cogvideox_vae
 
@@ -54,12 +67,19 @@ def load_tora(model, path: Path, extractor: Path | None = None, weight_dtype: st
         given, strength = attached(options, NAME)
         if not strength:
             return executor(x, *args, options)
-        # In float32 as the authors run it; its residual blocks are many.
-        features = [part.to(x.dtype) * strength for part in network.traj_extractor(given[FLOW].float())]
+
+        def extract(attachment: Attachment) -> list[torch.Tensor]:
+            # In float32 as the authors run it; its residual blocks are many.
+            flow = attachment.videos[FLOW].to(x.device, torch.float32) * variant.latent_scale
+            maps = [part.to(x.dtype) * strength for part in network.traj_extractor(flow)]
+            return [rearrange(part, "(b t) c h w -> b c t h w", t=flow.shape[2]) for part in maps]
+
+        features = once(options, NAME, extract)  # the paths alone make them, so the steps share them
 
         def fuse(h: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
             length, index = options["text_tokens"], options["block_index"]
-            video = network.fuser[index](h[:, length:], features[index], options["token_grid"])
+            part = rearrange(cut(features[index], given[PLACES], PATCH), "b c t h w -> (b t) c h w")
+            video = network.fuser[index](h[:, length:], part, options["token_grid"])
             return torch.cat((h[:, :length], video), dim=1)
 
         return executor(x, *args, with_patch(options, "norm1_patch", fuse))
@@ -131,7 +151,7 @@ def trajectory(
             )
         picture = drawn = fit("optical flow", optical_flow, width, height)[0]
     flow = vae.encode(picture)
-    attachment = Attachment(NAME, LOADER, {FLOW: flow}, {}, strength, window)
+    attachment = Attachment(NAME, LOADER, {FLOW: flow}, {}, strength, window, cut=False)
     return attach(positive, attachment), attach(negative, attachment), drawn
 
 

@@ -11,8 +11,11 @@ from tempfile import mkdtemp
 import comfy.controlnet
 import comfy.model_patcher
 import folder_paths
+import latent_preview
+import node_helpers
 import pytest
 import torch
+from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from pack.cogvideox.controlnet import CogVideoXControlNet
 from pack.cogvideox.variants import ControlNetConfig
@@ -238,12 +241,59 @@ def test_the_host_manages_the_weights_and_knows_what_the_states_take():
     applied = conds[0][1]["control"]
     assert applied.get_models() == [net.control_model_wrapped]
     assert isinstance(net.control_model_wrapped, comfy.model_patcher.ModelPatcher)
-    tokens = 3 * 2 * 2
-    assert applied.inference_memory_requirements(torch.bfloat16) == 2 * LAYERS * tokens * 64 * 2
+    tokens, model = 3 * 2 * 2, pipelines.ours("5b")[0].model
+    for videos in (1, 2):
+        applied.check_video(model, torch.Size((videos, 16, 3, HEIGHT // 8, WIDTH // 8)))
+        assert applied.inference_memory_requirements(torch.bfloat16) == videos * 2 * LAYERS * tokens * 64 * 2
+    (conds, _) = apply(pipelines.prompts("5b"), net, video(1, width=16, height=16))  # of one frame, and smaller
+    conds[0][1]["control"].check_video(model, torch.Size((1, 16, 3, HEIGHT // 8, WIDTH // 8)))
+    assert conds[0][1]["control"].inference_memory_requirements(torch.bfloat16) == 2 * LAYERS * tokens * 64 * 2
     other = applied.deepclone_multigpu(torch.device("cpu"), autoregister=True)
     assert (
         other.control_model is not net.control_model and applied.get_instance_for_device(torch.device("cpu")) is other
     )
+
+
+def test_a_cancelled_run_leaves_nothing_to_the_next(monkeypatch):
+    """One image for all frames: what was encoded of it for a long video does not fit a short one."""
+    conds = apply(pipelines.prompts("5b"), control_net(), video(1))
+    expected, model = run(pipelines.ours("5b")[0], conds), pipelines.ours("5b")[0]
+
+    def cancel(*_):
+        raise InterruptProcessingException
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptProcessingException):
+        patch.setattr(latent_preview, "prepare_callback", lambda *_: cancel)
+        run(model, conds, length=17)
+    control = conds[0][0][1]["control"]
+    assert control.cond_hint is None and control.main is None and control.model_sampling_current is None
+    assert torch.equal(run(model, conds), expected)
+
+
+def test_an_area_sees_its_part_of_the_control_video():
+    """Of the picture, the right half; of the frames, the last two of three latents."""
+    network = control_net().control_model
+    full = network.encode_hint(video().movedim(-1, 1).movedim(0, 1)[None] * 2 - 1)
+    positive, negative = apply(pipelines.prompts("5b"), control_net(), video())
+    areas = {(4, 2, 0, 2): full[..., 2:], (2, 4, 4, 1, 0, 0): full[:, :, 1:]}
+    areas["percentage", 1.0, 1.0, 0.5, 0.0, 0.0, 0.5] = full[..., 2:]
+    for area, part in areas.items():
+        seen = []
+        hook = network.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[1][:1]))
+        try:
+            placed = node_helpers.conditioning_set_values(positive, {"area": area})
+            run(pipelines.ours("5b")[0], (placed, negative), steps=1)
+        finally:
+            hook.remove()
+        assert {hint.shape for hint in seen} == {part.shape, full.shape}  # the negative prompt's is whole
+        assert all(torch.equal(hint, part) for hint in seen if hint.shape == part.shape)
+
+
+def test_the_older_apply_node_is_for_both_prompts():
+    """It puts the network on the negative prompt when the run begins; they stay one batch."""
+    positive, negative = pipelines.prompts("5b")
+    (positive,) = nodes.ControlNetApply().apply_controlnet(positive, control_net(), video(), 1.0)
+    assert relative_error(run(pipelines.ours("5b")[0], (positive, negative)), controlled()) <= 1e-5
 
 
 def test_a_network_let_go_of_leaves_memory():
@@ -277,6 +327,10 @@ def refused(monkeypatch, match, use):
 
 def test_a_control_video_of_another_length_is_refused(monkeypatch):
     refused(monkeypatch, "control video has 5 frames and the video 9", lambda: controlled(image=video(5)))
+
+
+def test_a_control_video_of_invalid_numbers_is_refused(monkeypatch):
+    refused(monkeypatch, "The control video holds invalid numbers", lambda: controlled(image=video() * torch.nan))
 
 
 def test_a_control_video_without_colours_is_refused(monkeypatch):

@@ -397,6 +397,26 @@ def test_sparkvsr_restores_in_one_step(keyframes, frames):
     assert relative_error(actual, expected) <= ONE_PASS
 
 
+@pytest.mark.parametrize("positions", ["4", "0, 4, 8"])
+def test_keyframes_of_image_to_video_lie_where_sparkvsr_has_them(positions):
+    """Its authors put a keyframe at latent frame // 4, encoded as four still frames: for multiples of 4 as the node."""
+    base, frames = "1.5-i2v", [int(word) for word in positions.split(",")]
+    patcher = loading.load_model(str(pipelines.folder(base)), "fp32", "sparkvsr")
+    vae, pictures = pipelines.ours(base)[2], video(len(frames), seed=20)
+    latent, scale = vae.encode(video(9, seed=9)), pipelines.theirs(base).vae.config.scaling_factor
+    known = torch.zeros_like(latent)
+    for frame, picture in zip(frames, pictures, strict=True):
+        known[:, :, frame // 4] = vae.encode(picture.expand(4, -1, -1, -1))[:, :, 0]
+    prompts = pipelines.prompts(base)
+    made = image_to_video(*prompts, vae, WIDTH, HEIGHT, 9, 1, keyframes=pictures, keyframe_positions=positions)
+    assert relative_error(made.positive[0][1]["concat_latent_image"], known) <= 1e-5
+    actual = restored(patcher, latent, BasicGuider.execute(patcher, made.positive).result[0])
+    parts = [one_step(base, 32, latent * scale, image * scale, torch.tensor([2.0])) for image in (known, known.flip(2))]
+    assert relative_error(actual, parts[0] / scale) <= ONE_PASS
+    if positions != "4":  # the middle is where it is from both ends
+        assert relative_error(actual, parts[1] / scale) > 10 * ONE_PASS
+
+
 def test_sparkvsr_is_guided_by_its_keyframes():
     """Its reference guidance: the same prompt without keyframes as the negative."""
     base = "1.5-i2v"

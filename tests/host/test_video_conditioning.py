@@ -1,6 +1,7 @@
 """Images at frames, masked videos, control videos and VOID against the arithmetic of their authors, on tiny weights."""
 
 import copy
+from dataclasses import replace
 
 import comfy.utils
 import diffusers
@@ -11,6 +12,7 @@ from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_mask import ImageCompositeMasked
 from comfy_extras.nodes_void import VOIDInpaintConditioning, VOIDQuadmaskPreprocess
 from pack.cogvideox.latents import repeat_last_frame
+from pack.demo import tiny_pipeline
 from pack.nodes.conditioning import CogVideoXImageToVideo
 from pack.nodes.host import sampling
 from pack.nodes.host.conditioning import CONTROL_VIDEO, MASKED_VIDEO, empty_latent
@@ -603,10 +605,48 @@ def test_control_with_a_start_image_needs_channels_for_both():
     assert made[0][0][1][CONTROL_VIDEO].shape == made[2]["samples"].shape
     with pytest.raises(ValueError, match="takes a control video and no start image beside it"):
         sample("fun-control", made)
-    # 48 channels: the order of VideoX-Fun's transformer, the image in front of the control.
-    positive = made[0][0][1]
-    values = {key: positive[key] for key in ("concat_latent_image", "concat_mask", CONTROL_VIDEO)}
-    model = pipelines.ours("void")[0].model
-    concat = model.concat_cond(noise=torch.zeros(1, 16, 4, HEIGHT // 8, WIDTH // 8), device="cpu", **values)
-    assert torch.equal(concat[:, :16, :3], values["concat_latent_image"] * 0.7)
-    assert torch.equal(concat[:, 16:, :3], values[CONTROL_VIDEO] * 0.7)
+
+
+def ksampler(variant, made):
+    """Run the stock KSampler on what a node made."""
+    args = (pipelines.ours(variant)[0], SEED, STEPS, CFG, "euler", "simple", *made)
+    return nodes.KSampler().sample(*args, 1.0)[0]["samples"]
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """Return the name of a tiny model with 48 channels: noise, start image and control, in VideoX-Fun's order."""
+    config = replace(tiny_pipeline.VARIANTS["fun-control"], in_channels=48)
+    monkeypatch.setitem(tiny_pipeline.VARIANTS, "control-and-image", config)
+    return "control-and-image"
+
+
+def test_a_control_video_and_a_start_image_reach_a_model_of_48_channels(both, record_property):
+    """Whole runs: each in its own channels, the image known in the first latent, and the result the reference's."""
+    image, video = clip(1, seed=4), clip()
+    made = control(both, video=video, start_image=image)
+    passes = []
+    network = pipelines.ours(both)[0].model.diffusion_model
+    hook = network.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0][:, 16:].clone()))
+    try:
+        actual = ksampler(both, made)
+    finally:
+        hook.remove()
+    expected = torch.zeros(1, 32, *made[2]["samples"].shape[2:])
+    expected[:, :16, :1] = encode(both, pixels_of(image))
+    expected[:, 16:] = encode(both, pixels_of(video))
+    assert len(passes) == STEPS
+    for channels in passes:  # of both prompts
+        assert max(relative_error(part, expected) for part in channels.split(1)) <= CONCAT_TOLERANCE
+    error = relative_error(actual, denoised(both, made[2], expected))
+    record_property("latents_relative_error", error)
+    assert error <= 1e-3  # measured 2.4e-4: the host starts at a finite noise level
+    for other in (control(both, video=video), control(both, video=clip(seed=5), start_image=image)):
+        assert relative_error(ksampler(both, other), actual) > 0.01
+
+
+def test_a_control_video_may_end_where_the_start_image_stays(both):
+    made = control(both, end=0.5, start_image=clip(1, seed=4))
+    early, *_, late = seen(both, made, steps=4)
+    assert torch.equal(late[:, :16], early[:, :16]) and early[:, :16].any()
+    assert early[:, 16:].any() and not late[:, 16:].any()
