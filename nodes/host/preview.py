@@ -105,7 +105,7 @@ class ClipPreview:
     def clip(self, step: int, x0: torch.Tensor) -> Clip | None:
         """Return the first video of x0 [B, 16, T, H, W] as it plays, or None where there is no time for it.
 
-        It begins one latent later in each step: a page that draws the first frame alone moves from step to step.
+        It begins one latent later in each step: a page starts each clip anew, and steps may be shorter than clips.
         """
         now = self.clock()
         if self.began is None:
