@@ -140,6 +140,8 @@ class Variant:
     `invert_scale_latents`). `image_optional` says that the model makes video from text alone as well, its image
     channels zero. `image_repeated` says that an image is held as a still video up to the next one and not shown once,
     `image_held` that the extra leading latent of 1.5 has a copy of the first image latent, which else moves there.
+    `colours` are red, green and blue of each channel of an unscaled latent and, last, what is added, for values in
+    -1..1, where a folder brings a VAE of its own; empty for the released VAE.
     """
 
     name: str
@@ -150,6 +152,7 @@ class Variant:
     image_optional: bool = False
     image_repeated: bool = False
     image_held: bool = False
+    colours: tuple[tuple[float, ...], ...] = ()
 
     @property
     def image_channels(self) -> int:

@@ -156,14 +156,15 @@ def model_input(noisy: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return torch.cat((noisy, images), dim=1)
 
 
-def vae_config(latent_scale: float) -> dict[str, Any]:
-    """Return vae/config.json."""
+def vae_config(latent_scale: float, colours: dict[str, list]) -> dict[str, Any]:
+    """Return vae/config.json; `colours` are of the latents' channels, for previews."""
     return {
         **tiny_pipeline.vae_config("5b"),
         **asdict(VAE),
         "sample_height": HEIGHT,
         "sample_width": WIDTH,
         "scaling_factor": latent_scale,
+        **colours,
     }
 
 
@@ -173,6 +174,7 @@ def write(
     text_encoder: dict[str, torch.Tensor],
     transformer: dict[str, torch.Tensor],
     latent_scale: float,
+    colours: dict[str, list],
     dtype: torch.dtype = torch.float16,
 ) -> Path:
     """Write the pipeline into `folder` and return it."""
@@ -190,7 +192,7 @@ def write(
         "text_encoder/config.json": TEXT_CONFIG,
         "tokenizer/tokenizer_config.json": tiny_pipeline.TOKENIZER_CONFIG,
         "transformer/config.json": {"_class_name": "CogVideoXTransformer3DModel", **asdict(TRANSFORMER)},
-        "vae/config.json": vae_config(latent_scale),
+        "vae/config.json": vae_config(latent_scale, colours),
     }
     weights = {
         "text_encoder/model.safetensors": text_encoder,

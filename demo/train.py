@@ -90,8 +90,9 @@ def run_export(args: argparse.Namespace) -> bool:
     text_weights = {
         key: value for key, value in model.text_encoder.state_dict().items() if key != "encoder.embed_tokens.weight"
     }
-    vae = evaluate.load_vae(args.folder).state_dict()
-    mini.write(args.output, vae, text_weights, model.transformer.state_dict(), latent_scale(args.folder))
+    vae = evaluate.load_vae(args.folder)
+    scale, colours = latent_scale(args.folder), train_vae.colours(vae)
+    mini.write(args.output, vae.state_dict(), text_weights, model.transformer.state_dict(), scale, colours)
     # The pack takes the tokenizer from ComfyUI; this copy is for other programs, that look for it here.
     shutil.copyfile(text.tokenizer_file(), args.output / "tokenizer" / "tokenizer.json")
     write_manifest(args.output, args.folder)

@@ -180,6 +180,23 @@ def moments(vae: AutoencoderKLCogVideoX, count: int = WHITEN_CLIPS) -> tuple[tor
 
 
 @torch.no_grad()
+def colours(vae: AutoencoderKLCogVideoX, count: int = WHITEN_CLIPS) -> dict[str, list]:
+    """Fit the colours of the latents' channels by least squares, under ComfyUI's names for them."""
+    values, wanted = [], []
+    for seed in range(count):
+        height, width = ASPECTS[seed % len(ASPECTS)]
+        pixels = to_pixels(world.render(world.scene(seed), world.FRAMES, height, width))[None]
+        latents = encode(vae, pixels).mode()
+        values.append(F.pad(latents.flatten(2)[0].T, (0, 1), value=1))
+        each = F.adaptive_avg_pool3d(pixels[:, :, 1:], (latents.shape[2] - 1, *latents.shape[3:]))
+        first = F.adaptive_avg_pool2d(pixels[:, :, 0], latents.shape[3:])[:, :, None]
+        wanted.append(torch.cat((first, each), dim=2).flatten(2)[0].T)
+    fit = torch.linalg.lstsq(torch.cat(values).double(), torch.cat(wanted).double()).solution
+    *factors, bias = [[round(value, 4) for value in row] for row in fit.tolist()]
+    return {"latent_rgb_factors": factors, "latent_rgb_factors_bias": bias}
+
+
+@torch.no_grad()
 def whiten(vae: AutoencoderKLCogVideoX, count: int = WHITEN_CLIPS) -> float:
     """Give the latents' directions like size, inside the VAE's own weights; return the deviation that is left.
 

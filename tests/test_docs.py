@@ -11,10 +11,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "web" / "docs"
-LINES = range(30, 61)
+LINES = range(30, 63)
 SECTIONS = ["Inputs", "Outputs", "Typical values", "What goes wrong and why"]
 INPUT_COLUMNS = ["Input", "What it does", "Range", "Typical"]
 OUTPUT_COLUMNS = ["Output", "Type", "What it is"]
@@ -351,12 +352,38 @@ def test_the_schemas_are_read_whole():
 
 def test_every_node_has_a_page_and_every_page_a_node():
     assert set(PAGES) == set(NODES)
-    assert [path.name for path in DOCS.rglob("*") if path.is_file() and path.suffix != ".md"] == []
+    files = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*") if path.is_file()}
+    assert files == {f"{node}{end}" for node in NODES for end in (".md", "/zh.md", "/en.webp", "/zh.webp")}
 
 
 @pytest.mark.parametrize("node_id", sorted(set(PAGES) & set(NODES)))
 def test_page_agrees_with_its_node(node_id):
     assert problems(PAGES[node_id], NODES[node_id]) == []
+
+
+def drawn_height(node: Node) -> int:
+    """Return the height of the node's picture as tools/make_help_pictures.py takes it, in pixels."""
+    zoom, margin, title, foot, slot, widget, text = 1.1, 6, 30, 14, 20, 24, 54  # the page's sizes of its parts
+    widgets = [socket for socket in node.inputs if socket.type in WIDGETS]
+    texts = [socket for socket in widgets if socket.fields.get("multiline")]
+    seeds = [socket for socket in widgets if socket.name in ("seed", "noise_seed")]  # with their control beneath
+    slots = max(len(node.inputs) - len(widgets), len(node.outputs))
+    rows = slot * slots + widget * (len(widgets) - len(texts) + len(seeds)) + text * len(texts)
+    return round(zoom * (title + rows + foot) + 2 * margin)
+
+
+@pytest.mark.parametrize("locale", ["en", "zh"])
+@pytest.mark.parametrize("node_id", sorted(set(PAGES) & set(NODES)))
+def test_page_shows_the_node_as_it_is(node_id, locale):
+    """The page's folder is what ComfyUI looks for pictures in, whatever the language; a row more is a new picture."""
+    page = PAGES[node_id] if locale == "en" else (DOCS / node_id / "zh.md").read_text("utf-8")
+    lead, picture, *_ = page.split("\n\n")
+    (place,) = re.findall(r"!\[[^]]+\]\((.*?)\)", page)
+    assert picture.startswith("![") and place == f"{node_id}/{locale}.webp"
+    assert (DOCS / place).stat().st_size <= 25_000
+    with Image.open(DOCS / place) as image:
+        assert image.format == "WEBP"
+        assert abs(image.height - drawn_height(NODES[node_id])) <= 2, "run tools/make_help_pictures.py"
 
 
 WRONG = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ...cogvideox.checkpoint import (
 )
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.vae import AutoencoderKLCogVideoX
-from ...cogvideox.variants import TransformerConfig, VAEConfig, Variant
+from ...cogvideox.variants import LATENT_CHANNELS, TransformerConfig, VAEConfig, Variant
 from .files import (
     ModelFileError,
     StateDict,
@@ -123,13 +123,14 @@ def load_model(
 
 def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant, str]:
     """Return tensors in diffusers' names, the variant and whose add-on was left out; config.json files win."""
-    config, scheduler, vae, pipeline, architecture = None, {}, {}, None, None
+    config, scheduler, vae, colours, pipeline, architecture = None, {}, {}, (), None, None
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path
         values = read_config(folder / "config.json", defaults(TransformerConfig))
         config = TransformerConfig.from_json(values) if values else None
         scheduler = read_config(folder.parent / "scheduler" / "scheduler_config.json", {"snr_shift_scale": 1.0})
         vae = read_config(folder.parent / "vae" / "config.json", {"scaling_factor": 1.0})
+        colours = latent_colours(read_json(folder.parent / "vae" / "config.json"))
         pipeline = read_json(folder.parent / "model_index.json").get("_class_name")
         state_dict, metadata = read_folder(folder)
         mark_quantised_layers(state_dict, metadata)
@@ -148,7 +149,15 @@ def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant, str
             "Load it with a node made for it, or choose a CogVideoX file here."
         ) from error
     config = config or transformer_config(state_dict)
-    return state_dict, detect_variant(state_dict, config, scheduler, vae, override, pipeline), add_on
+    variant = detect_variant(state_dict, config, scheduler, vae, override, pipeline)
+    return state_dict, replace(variant, colours=colours), add_on
+
+
+def latent_colours(vae: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
+    """Return a vae/config.json's colours of a latent's channels, under ComfyUI's names for them; empty without them."""
+    rows = [*vae.get("latent_rgb_factors", ()), vae.get("latent_rgb_factors_bias", ())]
+    fits = len(rows) == LATENT_CHANNELS + 1 and all(isinstance(row, list) and len(row) == 3 for row in rows)
+    return tuple(tuple(float(value) for value in row) for row in rows) if fits else ()
 
 
 def defaults(config: type) -> dict[str, Any]:

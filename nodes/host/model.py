@@ -400,7 +400,8 @@ def sample_with_leading_latent(
         if prompt.get(KNOWN_FRAMES) is not None:
             prompt.update(model.see(prompt[KNOWN_FRAMES], prompt[KNOWN_STRENGTH], frames))
     device = executor.class_obj.model_patcher.load_device
-    callback = with_clip(callback, model.variant.latent_scale, device, len(sigmas) - 1)
+    variant = model.variant
+    callback = with_clip(callback, variant.latent_scale, device, len(sigmas) - 1, variant.colours)
     leading, behind = model.extra_latents(frames)
     fit_to_video(executor.class_obj, tuple(noise.shape[2:]), (leading, behind), model.variant.transformer.patch_size)
     if leading + behind == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 
 import comfy.model_management
@@ -67,10 +67,10 @@ class Clip(WebPImagePlugin.WebPImageFile):
         fp.write(self.written)
 
 
-def colours(latents: torch.Tensor) -> torch.Tensor:
+def colours(latents: torch.Tensor, of_channels: Sequence[Sequence[float]] = ()) -> torch.Tensor:
     """Return unscaled latents [16, T, H, W] in their rough colours, [T, 3, H, W] in 0 to 1."""
-    factors = torch.tensor(PREVIEW_FACTORS, device=latents.device)
-    bias = torch.tensor(PREVIEW_BIAS, device=latents.device)
+    rows = torch.tensor(of_channels or (*PREVIEW_FACTORS, PREVIEW_BIAS), device=latents.device)
+    factors, bias = rows[:-1], rows[-1]
     return ((torch.einsum("cthw,cd->tdhw", latents.float(), factors) + bias[:, None, None] + 1) / 2).clamp(0, 1)
 
 
@@ -96,8 +96,14 @@ def find_tiny_decoder(device: torch.device) -> TinyDecoder | None:
 class ClipPreview:
     """Makes the clip of one run and keeps its cost below `SHARE` of the run."""
 
-    def __init__(self, latent_scale: float, decoder: TinyDecoder | None = None, clock=time.perf_counter):
-        self.latent_scale, self.decoder, self.clock = latent_scale, decoder, clock
+    def __init__(
+        self,
+        latent_scale: float,
+        decoder: TinyDecoder | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        of_channels: Sequence[Sequence[float]] = (),
+    ):
+        self.latent_scale, self.decoder, self.clock, self.of_channels = latent_scale, decoder, clock, of_channels
         self.began = None
         self.spent = self.last = 0.0
 
@@ -105,7 +111,7 @@ class ClipPreview:
     def clip(self, step: int, x0: torch.Tensor) -> Clip | None:
         """Return the first video of x0 [B, 16, T, H, W] as it plays, or None where there is no time for it.
 
-        It begins one latent later in each step: a page that draws the first frame alone moves from step to step.
+        It begins one latent later in each step: a page starts each clip anew, and steps may be shorter than clips.
         """
         now = self.clock()
         if self.began is None:
@@ -113,7 +119,7 @@ class ClipPreview:
         elif self.spent + self.last > SHARE * (now - self.began):
             return None
         latents = x0[0] / self.latent_scale
-        pictures = colours(latents) if self.decoder is None else self.decoder(latents).float()
+        pictures = colours(latents, self.of_channels) if self.decoder is None else self.decoder(latents).float()
         clip = Clip(images(pictures.roll(-(step % len(pictures)), dims=0)))
         self.last = self.clock() - now
         self.spent += self.last
@@ -130,15 +136,22 @@ def images(pictures: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in frames]
 
 
-def with_clip(callback: Callable | None, latent_scale: float, device: torch.device, steps: int) -> Callable | None:
+def with_clip(
+    callback: Callable | None,
+    latent_scale: float,
+    device: torch.device,
+    steps: int,
+    of_channels: Sequence[Sequence[float]] = (),
+) -> Callable | None:
     """Return a run's callback that shows the clip in the node as well, where the artist has switched previews on.
 
     The host asks a latent format for one picture of a step and ours gives it none, so the clip is all that is shown.
+    A VAE of its own, whose channels have the colours `of_channels`, is none that the tiny decoder reads.
     """
     if callback is None or args.preview_method == LatentPreviewMethod.NoPreviews:
         return callback
-    tiny = args.preview_method == LatentPreviewMethod.TAESD
-    preview = ClipPreview(latent_scale, find_tiny_decoder(device) if tiny else None)
+    tiny = args.preview_method == LatentPreviewMethod.TAESD and not of_channels
+    preview = ClipPreview(latent_scale, find_tiny_decoder(device) if tiny else None, of_channels=of_channels)
     bar = comfy.utils.ProgressBar(steps)
 
     def shown(step, x0, x, total_steps):

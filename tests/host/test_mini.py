@@ -8,11 +8,12 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline
 from pack.benchmarks.mini import PIPELINE, HostPainter, true_world, vae_psnr
-from pack.demo import evaluate, mini
+from pack.demo import evaluate, mini, world
 from pack.demo.train_transformer import explicit_uniform_timesteps
-from pack.nodes.host import loading
+from pack.nodes.host import loading, preview
 from pack.nodes.host.conditioning import empty_latent, image_to_video
 from pack.nodes.host.text_encoder import encode_prompt
+from torch.nn import functional
 
 import nodes
 
@@ -28,7 +29,7 @@ def written(tmp_path_factory):
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.5)
     text = {k: v for k, v in mini.new_text_encoder().state_dict().items() if k != "encoder.embed_tokens.weight"}
     folder = tmp_path_factory.mktemp("mini")
-    return mini.write(folder, mini.new_vae().state_dict(), text, transformer.state_dict(), 0.9)
+    return mini.write(folder, mini.new_vae().state_dict(), text, transformer.state_dict(), 0.9, {})
 
 
 def test_the_written_pipeline_makes_video_from_text_and_from_pictures(inference, written):
@@ -69,6 +70,25 @@ FEW = 12
 @pytest.fixture(scope="module")
 def painter():
     return HostPainter()
+
+
+def test_previews_of_the_shipped_model_have_its_colours():
+    model, _, vae = loading.load_pipeline(PIPELINE)
+    clips = np.stack([world.render(world.scene(seed, "test")) for seed in range(4)])  # not those of the fit
+    errors = {name: [] for name in ("its own", "of the released VAE")}
+    for clip in torch.from_numpy(clips).float() / 255:
+        latents = vae.encode(clip)[0]
+        groups = clip[:1], clip[1:].unflatten(0, (-1, 4)).mean(1)
+        wanted = functional.avg_pool2d(torch.cat(groups).movedim(-1, 1), 8)
+        for name, rows in zip(errors, (model.model.variant.colours, ()), strict=True):
+            errors[name].append((preview.colours(latents, rows) - wanted).abs().mean().item())
+    means = {name: np.mean(values) for name, values in errors.items()}
+    assert means["its own"] <= 0.03 and means["of the released VAE"] >= 0.1, means
+
+
+@pytest.mark.parametrize("rows", [{}, {"latent_rgb_factors": [[1, 2, 3]]}, {"latent_rgb_factors": [1] * 16}])
+def test_other_folders_have_the_colours_of_the_released_vae(rows):
+    assert loading.latent_colours({"latent_rgb_factors_bias": [0, 0, 0], **rows}) == ()
 
 
 def test_the_shipped_files_are_those_of_the_manifest():
