@@ -12,7 +12,7 @@ from pack.tools.make_blueprints import BLUEPRINTS, INPUTS, OUTPUTS
 from PIL import Image
 
 from . import test_page, videos
-from .server import PACK, ROOT, Prompt, Server
+from .server import PACK, ROOT, Prompt, Server, on_the_built_in_model
 
 page = test_page.page
 FILES = {path.stem: path for path in sorted((ROOT / "subgraphs").glob("*.json"))}
@@ -77,17 +77,10 @@ def test_image_to_video_begins_with_its_image(server: Server):
     picture = np.full((64, 96, 3), (168, 204, 236), np.uint8)
     picture[24:40, 12:28] = 222, 36, 36
     Image.fromarray(picture).save(server.base / "input" / "square.png")
-    mini = {"model_name": "CogVideoX-5b", "prompt": MINI["prompt"], "negative_prompt": ""}
-    values = {**mini, **SMALL, "length": 17, "steps": 12, "start_image": ["image", 0]}
-    prompt = expanded(server, "Image to Video (CogVideoX)", values)
+    words = {"prompt": MINI["prompt"], "negative_prompt": ""}
+    values = {**words, **SMALL, "length": 17, "steps": 12, "start_image": ["image", 0]}
+    prompt = on_the_built_in_model(expanded(server, "Image to Video (CogVideoX)", values))
     prompt["image"] = {"class_type": "LoadImage", "inputs": {"image": "square.png"}}
-    loader = {"class_type": "CogVideoXLoadPipeline", "inputs": {"pipeline": "cogvideox-mini", "weight_dtype": "auto"}}
-    prompt["mini"] = loader
-    outputs = {"CogVideoXLoadModel": 0, "CogVideoXLoadTextEncoder": 1, "CogVideoXLoadVAE": 2}
-    loaders = {id: outputs[node["class_type"]] for id, node in prompt.items() if node["class_type"] in outputs}
-    for node in prompt.values():
-        links = {name: value for name, value in node["inputs"].items() if isinstance(value, list)}
-        node["inputs"] |= {name: ["mini", loaders[id]] for name, (id, _) in links.items() if id in loaders}
     run = server.run(prompt)
     assert run.end == "execution_success", run.message
     first = videos.read(run.files[0]).frames[0].astype(int)
