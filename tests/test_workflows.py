@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pack.tools import make_blueprints
 
 ROOT = Path(__file__).parents[1]
 FILES = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
@@ -117,11 +118,82 @@ LONG = {"long_video": 161, "t2v_riflex": 97}  # frames, where more than the mode
 GROUPS = ["Models", "Prompt", "Video", "Save"]  # in every workflow, others between
 TITLE_HEIGHT = 30
 
+# What CogVideoX's authors publish for 50 steps with guidance on one A100, in seconds (table of models in the README of
+# zai-org/CogVideo), and the clip it is for: width, height, frames; the width of the network and its latents in a patch.
+PUBLISHED = {
+    "2B": (90, (720, 480, 49), 1920, 1),
+    "5B": (180, (720, 480, 49), 3072, 1),
+    "1.5": (1000, (1360, 768, 81), 3072, 2),
+}
+FAMILIES = {"-2b": "2B", "1_5": "1.5", "void": "1.5", "DOVE": "1.5"}  # by part of the file's name; others 5B
+SIZED = (
+    "EmptyCogVideoXLatentVideo",
+    "CogVideoXImageToVideo",
+    "CogVideoXIdentityToVideo",
+    "CogVideoXControlToVideo",
+    "CogVideoXInpaintVideo",
+    "CogVideoXVOIDConditioning",
+    "CogVideoXContinueVideo",
+    "ImageScale",
+    "ImageFromBatch",
+)
+TEXT_TOKENS = 226
+
 each_graph = pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
 
 
 def nodes_of(graph: dict, *types: str) -> list[dict]:
     return [node for node in graph["nodes"] if node["type"] in types]
+
+
+def widget(name: str, key: str, *types: str):
+    """Return the value of the first widget of this name in nodes of these types, in their order, or None."""
+    for node in (node for type in types for node in nodes_of(GRAPHS[name], type)):
+        names = [entry["name"] for entry in node["inputs"] if entry.get("widget")]
+        if "control_after_generate" not in names and {"seed", "noise_seed"} & set(names):
+            names.insert(next(k for k, entry in enumerate(names) if entry.endswith("seed")) + 1, "")  # the page's own
+        if key in names:
+            return node["widgets_values"][names.index(key)]
+    return None
+
+
+def work(clip: tuple[int, int, int], inner: int, latents: int) -> float:
+    """Return what a pass costs, but for a factor: the linear layers of its tokens, and attention of all to all."""
+    width, height, frames = clip
+    tokens = -(-((frames - 1) // 4 + 1) // latents) * (height // 16) * (width // 16) + TEXT_TOKENS
+    return tokens * (6 * inner + tokens)
+
+
+def time_line(name: str) -> str:
+    """Return what a note says of time: steps, times the published seconds of one, scaled to size and frames."""
+    if name.startswith("demo_"):
+        return "Time: five seconds on two CPU cores."
+    nodes = GRAPHS[name]["nodes"]
+    loader = next(node for node in nodes if re.match("CogVideoXLoad(?!TextE|VAE|LoRA|Control)", node["type"]))
+    family = next((kind for part, kind in FAMILIES.items() if part in loader["widgets_values"][0]), "5B")
+    seconds, clip, *network = PUBLISHED[family]
+    size = tuple(widget(name, key, *SIZED) for key in ("width", "height", "length"))
+    windows = 1
+    if nodes_of(GRAPHS[name], "WanContextWindowsManual"):
+        known, overlap = (widget(name, f"context_{key}", "WanContextWindowsManual") for key in ("length", "overlap"))
+        latents, window, shared = ((frames - 1) // 4 + 1 for frames in (size[2], known, overlap + 1))
+        windows = 1 + -(-(latents - window) // (window - shared + 1))
+        size = (*size[:2], known)
+    samplers = ("KSampler", "CogVideoXSampler")
+    steps = widget(name, "steps", *samplers, "CogVideoXScheduler")
+    if widget(name, "sampler_name", "CogVideoXSamplerSelect") == "one step":
+        steps = 1
+    guided = widget(name, "cfg", *samplers, "CFGGuider") not in (None, 1.0)
+    passes = 1 + guided + len(nodes_of(GRAPHS[name], "ConditioningCombine"))  # of which the authors' steps have two
+    step = windows * passes * seconds / 50 / 2 * work(size, *network) / work(clip, *network)
+    total = steps * step
+    long = (
+        f"{int(total / 60 + 0.5)} minutes"
+        if total >= 115
+        else f"{float(f'{total:.1g}' if total < 10 else f'{total:.2g}'):g} s"
+    )
+    each = f"{steps} steps of {step:.2g} s" if steps > 1 else "one step"
+    return f"Time: about {long} on an A100: {each}, going by the authors' figures."
 
 
 def strings(value) -> list[str]:
@@ -215,8 +287,21 @@ def test_workflow_names_no_path_of_a_machine(graph):
 def test_workflow_explains_itself_in_a_few_lines(graph):
     (note,) = nodes_of(graph, "MarkdownNote")
     lines = [line for line in note["widgets_values"][0].splitlines() if line]
-    assert 4 <= len(lines) <= 6
+    assert 4 <= len(lines) <= 7 and lines[-1].startswith("Time: ")
     assert "`models/" in note["widgets_values"][0], "it does not say where files go"
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_note_says_how_long_it_takes(name):
+    (note,) = nodes_of(GRAPHS[name], "MarkdownNote")
+    assert note["widgets_values"][0].splitlines()[-1].startswith(time_line(name))
+
+
+def test_known_times_are_those_of_the_authors():
+    """The clip that each figure was published for."""
+    assert time_line("v2v") == "Time: about 90 s on an A100: 50 steps of 1.8 s, going by the authors' figures."
+    assert time_line("t2v") == "Time: about 3 minutes on an A100: 50 steps of 3.6 s, going by the authors' figures."
+    assert time_line("i2v_15") == "Time: about 17 minutes on an A100: 50 steps of 20 s, going by the authors' figures."
 
 
 @each_graph
@@ -266,3 +351,29 @@ def test_sizes_are_those_of_the_model(graph):
     if name == "cut_and_drag":
         return  # it interpolates what moves the noise, not the video
     assert linked or maker["widgets_values"][0] == fps * interpolator["widgets_values"][0]
+
+
+def test_blueprints_are_those_of_the_workflows():
+    files = {path.stem: path.read_text("utf-8") for path in (ROOT / "subgraphs").glob("*.json")}
+    assert files == {title: make_blueprints.text_of(title) for title in make_blueprints.BLUEPRINTS}
+
+
+@pytest.mark.parametrize("title", make_blueprints.BLUEPRINTS)
+def test_blueprint_is_one_node_whose_inside_is_joined(title):
+    graph = make_blueprints.build(title, make_blueprints.BLUEPRINTS[title])
+    (node,), (inside,) = graph["nodes"], graph["definitions"]["subgraphs"]
+    assert node["type"] == inside["id"] and node["title"] == inside["name"] == title
+    assert [entry["name"] for entry in node["inputs"]] == [entry["name"] for entry in inside["inputs"]]
+    assert [entry["type"] for entry in node["outputs"]] == ["VIDEO"]
+    nodes = {one["id"]: one for one in inside["nodes"]}
+    links = {link["id"]: link for link in inside["links"]}
+    for link in links.values():
+        ends = [inside["inputs"][link["origin_slot"]] if link["origin_id"] == make_blueprints.INPUTS else None]
+        ends += [inside["outputs"][link["target_slot"]] if link["target_id"] == make_blueprints.OUTPUTS else None]
+        for end in filter(None, ends):
+            assert end["linkIds"] == [link["id"]] and end["type"] == link["type"]
+        if link["target_id"] in nodes:
+            assert nodes[link["target_id"]]["inputs"][link["target_slot"]]["link"] == link["id"]
+    used = {id for entry in inside["inputs"] + inside["outputs"] for id in entry["linkIds"]}
+    used |= {entry["link"] for one in nodes.values() for entry in one["inputs"]} - {None}
+    assert used == set(links)

@@ -157,5 +157,23 @@ class Server:
         return run
 
 
+def on_the_built_in_model(prompt: Prompt) -> Prompt:
+    """Return a prompt whose model, text encoder and VAE are those of cogvideox-mini, whatever it loads."""
+    outputs = {"CogVideoXLoadModel": 0, "CogVideoXLoadTextEncoder": 1, "CLIPLoader": 1, "CogVideoXLoadVAE": 2}
+    loaders = {id: outputs[node["class_type"]] for id, node in prompt.items() if node["class_type"] in outputs}
+    mini = {"class_type": "CogVideoXLoadPipeline", "inputs": {"pipeline": "cogvideox-mini", "weight_dtype": "auto"}}
+    result = {"mini": mini} if loaders else {}
+    for id in prompt.keys() - loaders.keys():
+        node = prompt[id]
+        inputs = {
+            name: ["mini", loaders[value[0]]] if is_link(value) and value[0] in loaders else value
+            for name, value in node["inputs"].items()
+        }
+        if node["class_type"] == "CogVideoXLoadPipeline":
+            inputs["pipeline"] = mini["inputs"]["pipeline"]
+        result[id] = {**node, "inputs": inputs}
+    return result
+
+
 def is_link(value: Any) -> bool:
     return isinstance(value, list)

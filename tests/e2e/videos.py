@@ -16,12 +16,18 @@ class Video:
 def write(path: Path, frames: int, fps: int, width: int, height: int) -> None:
     """Write a video in which a bright square moves over a ramp."""
     ramp = np.linspace(0, 160, width, dtype=np.uint8)[None, :, None].repeat(height, 0).repeat(3, 2)
+    pictures = ramp[None].repeat(frames, 0)
+    for number, picture in enumerate(pictures):
+        picture[8:24, 2 * number : 2 * number + 16] = 255
+    save(path, pictures, fps)
+
+
+def save(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Write `frames`, bytes [F, H, W, 3], as a video."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream("h264", rate=fps, options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(frames):
-            picture = ramp.copy()
-            picture[8:24, 2 * number : 2 * number + 16] = 255
+        (_, stream.height, stream.width, _), stream.pix_fmt = frames.shape, "yuv420p"
+        for picture in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode())
 
