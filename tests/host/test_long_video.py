@@ -6,6 +6,8 @@ import os
 import av
 import comfy.context_windows
 import comfy.model_management
+import comfy.sample
+import comfy.samplers
 import folder_paths
 import pytest
 import torch
@@ -89,14 +91,29 @@ def test_every_schedule_covers_every_frame(variant, schedule, overlap, fuse):
     assert out.shape[2] == 9 and torch.isfinite(out).all()
 
 
-def test_freenoise_shuffles_the_video_and_not_the_extra_latent():
-    handler = windowed("1.5", freenoise=True).model_options["context_handler"]
-    noise = torch.randn(1, 16, 8, 4, 4)
-    expected = comfy.context_windows.apply_freenoise(noise[:, :, 1:].clone(), 2, 3, 1, SEED)
+def first_noise(model, variant, noise):
+    """Return what the sampler begins with, [B, C, T, H, W], the extra latent included."""
+    seen = []
+    sampler = comfy.samplers.KSAMPLER(lambda model, x, *_, **__: seen.append(x) or x)
+    sigmas = torch.tensor([model.get_model_object("model_sampling").sigma_max, 0.0])
+    positive, negative = pipelines.prompts(variant)
+    latent = torch.zeros_like(noise)
+    comfy.sample.sample_custom(model, noise, CFG, sampler, sigmas, positive, negative, latent, seed=SEED)
+    return seen[0]
+
+
+@pytest.mark.parametrize("variant, extra", [("5b", 0), ("1.5", 1)])
+def test_freenoise_shuffles_the_video_and_not_the_extra_latent(variant, extra):
+    noise = torch.randn(1, 16, 7, 4, 4)
     given = noise.clone()
-    out = VideoWindows(handler, 1)._apply_freenoise(given, [[]], SEED)
-    assert torch.equal(out[:, :, :1], noise[:, :, :1])
-    assert torch.equal(out[:, :, 1:], expected)
+    plain, free = (first_noise(windowed(variant, freenoise=on), variant, given) for on in (False, True))
+    assert free.shape[2] == 7 + extra
+    assert torch.equal(free[:, :, :extra], plain[:, :, :extra])
+    assert not torch.equal(free[:, :, extra:], plain[:, :, extra:])
+    assert torch.equal(
+        free[:, :, extra:], comfy.context_windows.apply_freenoise(plain[:, :, extra:].clone(), 2, 3, 1, SEED)
+    )
+    assert torch.equal(given, noise)
 
 
 def test_the_hosts_own_handler_is_left_alone():
