@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .graph import Node, Source
+from .graph import BYPASS, Node, Source
 from .images import Images
 from .report import NEEDS, Missing, label
 
@@ -23,11 +23,12 @@ class Control(Images):
         net = self.native(loader)
         if net is None and loader is not None:
             raise Missing("CogVideoXLoadControlNet")
-        target = self.claim(node, "ControlNetApplyAdvanced")
+        target = self.claim(node, "ControlNetApplyAdvanced", patch=True)
         self.link(target, "positive", conds[0])
         self.link(target, "negative", conds[1])
         self.link(target, "control_net", net)
-        self.link(target, "image", self.native(self.source(node, "images")))
+        images = self.native(self.source(node, "images"))
+        self.link(target, "image", self.cut(node, sampler, images, "num_frames") if images else None)
         self.carry(target, "strength", node, "control_strength")
         self.window(target, node, "control_start_percent", "control_end_percent", sampler)
         return [(target.id, 0), (target.id, 1)]
@@ -49,7 +50,9 @@ class Control(Images):
             loader = self.origin(self.source(encoder, "tora_model"))
             if loader is not None and self.is_old(loader):
                 self.built.setdefault(loader.id, {})
-                model = self._behind(self._load_tora(loader), model)
+                tora = self._load_tora(loader)
+                tora.mode = tora.mode if self.runs(encoder) else BYPASS
+                model = self._behind(tora, model)
         except Missing as missing:
             self.no_equal(encoder, NEEDS.format(missing.args[0]))
             return model, conds
@@ -60,9 +63,10 @@ class Control(Images):
     def _paths(self, node: Node, sampler: Node | None) -> Node:
         for name in ("CogVideoXTrajectory", "CogVideoXLoadTora"):
             self._schema_of(name)
-        target = self.claim(node, "CogVideoXTrajectory")
+        target = self.claim(node, "CogVideoXTrajectory", patch=True)
         self.carry(target, "coordinates", node, "coordinates")
-        self.link(target, "optical_flow", self.native(self.source(node, "optical_flow")))
+        flow = self.native(self.source(node, "optical_flow"))
+        self.link(target, "optical_flow", self.cut(node, sampler, flow, self.frames_of(sampler) if sampler else None))
         self.carry(target, "strength", node, "strength")
         self.window(target, node, "start_percent", "end_percent", sampler)
         self.built[node.id]["video_flow_images"] = (target.id, 2)

@@ -13,8 +13,9 @@ from typing import Any
 
 from . import signatures
 from .fun_samplers import FunSamplers
-from .graph import Canvas, Prompt, StrangeGraph
+from .graph import Canvas, Prompt, StrangeGraph, entries, move_widgets, number, retype
 from .native import Schema, stored_schema
+from .rebuilding import PASSING
 from .report import WRAPPER, Report
 from .rewiring import Rewiring
 from .samplers import STOCK_SAMPLERS, kept_steps
@@ -41,18 +42,18 @@ def _types(graph: Any) -> set[str]:
     found = set()
     for part in _canvases(graph):
         nodes = part.get("nodes")
-        found |= (
-            {str(node.get("type")) for node in nodes if isinstance(node, dict)} if isinstance(nodes, list) else set()
-        )
+        found |= {str(node.get("type")) for node in nodes or [] if isinstance(node, dict)}
     return found
 
 
 def _canvases(graph: Any) -> list[dict[str, Any]]:
+    """Return a workflow and its subgraphs, those of them that are graphs."""
     if not isinstance(graph, dict):
         return []
     definitions = graph.get("definitions")
     inner = definitions.get("subgraphs") if isinstance(definitions, dict) else None
-    return [graph, *(part for part in inner or [] if isinstance(part, dict))]
+    parts = [graph, *(inner if isinstance(inner, list) else [])]
+    return [part for part in parts if isinstance(part, dict) and isinstance(part.get("nodes"), list)]
 
 
 def convert(graph: Any, schema: Schema | None = None) -> tuple[Any, Report]:
@@ -61,14 +62,17 @@ def convert(graph: Any, schema: Schema | None = None) -> tuple[Any, Report]:
     `schema` is the server's `object_info` for the nodes it has. A graph without nodes of the wrapper, a graph of a
     shape nobody knows, and every graph where the wrapper is installed come back as they are.
     """
-    report = Report()
     schema = stored_schema() if schema is None else schema
     old = _types(graph) & signatures.ERAS.keys()
     if not old or signatures.CURRENT & schema.keys():
-        return graph, report
+        return graph, Report()
+    report = Report()
     try:
-        return _convert(copy.deepcopy(graph), schema, report), report
-    except (StrangeGraph, TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        converted = _convert(copy.deepcopy(graph), schema, report)
+        if not report.converted:
+            raise StrangeGraph("its nodes have no numbers")
+        return converted, report
+    except Exception as error:  # whatever a file holds, the page and the server go on
         strange = Report()
         strange.note(
             f"This graph holds nodes of {WRAPPER} ({', '.join(sorted(old))}) and could not be converted: it is not "
@@ -86,15 +90,21 @@ def _convert(graph: dict[str, Any], schema: Schema, report: Report) -> dict[str,
     parts = _canvases(graph)
     for part in parts:
         state = part.get("state")
-        ids = [node.get("id") for node in part.get("nodes") or [] if isinstance(node, dict)]
+        ids = [node.get("id") for node in part["nodes"] if isinstance(node, dict)]
         ids += [part.get("last_node_id"), state.get("lastNodeId") if isinstance(state, dict) else None]
-        free[0] = max([free[0], *(id for id in ids if isinstance(id, int))])
-    written = []
+        free[0] = max([free[0], *map(number, ids)])
+    moved: dict[Any, dict] = {}
     for part in parts:
-        canvas = Canvas(part, free)
-        changed = Conversion(canvas, schema, report).run()
-        written.append(canvas.write() if changed else part)
-    out = written[0]
-    if len(written) > 1:
-        out = {**out, "definitions": {**out["definitions"], "subgraphs": written[1:]}}
-    return out
+        if _types({"nodes": part["nodes"]}) & signatures.ERAS.keys():
+            canvas = Canvas(part, free)
+            conversion = Conversion(canvas, schema, report)
+            conversion.run()
+            part.update(canvas.write())
+            moved[str(part.get("id"))] = conversion.moved
+    bridges = (*PASSING, *(part.get("id") for part in parts[1:]))
+    for part in parts:
+        edges = [part, *(node for node in part["nodes"] if isinstance(node, dict) and node.get("type") in bridges)]
+        retype(part, [slot for edge in edges for name in ("inputs", "outputs") for slot in entries(edge, name)])
+        for node in edges[1:]:
+            move_widgets(node, moved.get(str(node.get("type")), {}))
+    return graph

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Source = tuple[Any, int]  # node id, output slot
+ENDS = ("origin_id", "origin_slot", "target_id", "target_slot")
 SUBGRAPH_OUTPUT = -20  # the editor's id for where a subgraph's results leave it
+EDGES = (-10, SUBGRAPH_OUTPUT)
 
 NEVER, BYPASS = 2, 4  # `mode` of a muted and of a bypassed node
 TITLE_HEIGHT, GAP = 30, 40
+FAR = 1e9  # px; no canvas is as wide
 
 
 class StrangeGraph(ValueError):
@@ -46,11 +49,36 @@ class Node:
         return self.pos[0], self.pos[1] - TITLE_HEIGHT, self.pos[0] + self.size[0], self.pos[1] + self.size[1]
 
 
+def entries(raw: Any, name: str) -> list[Any]:
+    """Return a list of a node or a graph, empty where the file holds something else."""
+    found = raw.get(name)
+    return found if isinstance(found, list) else []
+
+
+def is_id(value: Any) -> bool:
+    """Say whether a value can be the number of a node or a link, which some files write as text."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def is_slot(value: Any) -> bool:
+    """Say whether a value can be the place of an input or an output."""
+    return type(value) is int and value >= 0
+
+
+def number(value: Any) -> int:
+    """Return a whole number of a file, 0 where there is none."""
+    return value if type(value) is int else 0
+
+
 def pair(value: Any, default: tuple[float, float]) -> tuple[float, float]:
     """Read a position or size, which the editor has saved as a list and as a dict of its indices."""
     if isinstance(value, dict):
         value = [value.get("0", value.get(0)), value.get("1", value.get(1))]
-    if isinstance(value, list) and len(value) >= 2 and all(isinstance(one, int | float) for one in value[:2]):
+    if (
+        isinstance(value, list)
+        and len(value) >= 2
+        and all(isinstance(one, int | float) and abs(one) < FAR for one in value[:2])
+    ):
         return float(value[0]), float(value[1])
     return default
 
@@ -99,20 +127,16 @@ class Prompt(Graph):
                 raise StrangeGraph("a node without a type")
             node = Node(id, raw["class_type"], raw)
             meta = raw.get("_meta")
-            node.title = meta.get("title", "") if isinstance(meta, dict) else ""
+            title = meta.get("title") if isinstance(meta, dict) else None
+            node.title = title if isinstance(title, str) else ""
             given = raw.get("inputs")
             for name, value in given.items() if isinstance(given, dict) else ():
-                if (
-                    isinstance(value, list)
-                    and len(value) == 2
-                    and isinstance(value[1], int)
-                    and str(value[0]) in prompt
-                ):
+                if isinstance(value, list) and len(value) == 2 and is_slot(value[1]) and str(value[0]) in prompt:
                     node.inputs[name] = (str(value[0]), value[1])
                 else:
                     node.values[name] = value
             self.nodes[id] = node
-        self._next = max([int(id) for id in prompt if id.isdigit()], default=0)
+        self._next = max([int(id) for id in prompt if id.isdecimal()], default=0)
 
     def new_id(self) -> str:
         self._next += 1
@@ -134,6 +158,36 @@ class Prompt(Graph):
 # Editor format
 
 
+NATIVE_TYPES = {"COGVIDEOMODEL": "MODEL", "COGVIDEOPIPE": "MODEL", "COGVIDECONTROLNETMODEL": "CONTROL_NET"}
+
+
+def _native_type(kind: Any) -> Any:
+    return NATIVE_TYPES.get(kind, kind) if isinstance(kind, str) else kind
+
+
+def retype(graph: dict[str, Any], slots: Iterable[Any]) -> None:
+    """Give slots that hand on what was the wrapper's, and all links of a graph, the types that are native."""
+    for slot in slots:
+        if isinstance(slot, dict) and "type" in slot:
+            slot["type"] = _native_type(slot["type"])
+    for link in entries(graph, "links"):
+        if isinstance(link, dict):
+            link |= {"type": _native_type(link["type"])} if "type" in link else {}
+        elif isinstance(link, list):
+            link[5:6] = map(_native_type, link[5:6])
+
+
+def move_widgets(node: dict[str, Any], moved: dict[tuple[str, str], tuple[str, str]]) -> None:
+    """Let a subgraph's node show the widgets of its inside where they are now."""
+    properties = node.get("properties")
+    shown = properties.get("proxyWidgets") if isinstance(properties, dict) else None
+    if isinstance(shown, list):
+        properties["proxyWidgets"] = [
+            [*moved.get((str(one[0]), str(one[1])), one[:2]), *one[2:]] if isinstance(one, list) and one[1:] else one
+            for one in shown
+        ]
+
+
 class Canvas(Graph):
     """A graph of the editor: the whole workflow, or the inside of one subgraph definition."""
 
@@ -141,39 +195,45 @@ class Canvas(Graph):
         super().__init__()
         self.graph = graph
         self._free = first_free  # shared by all graphs of a workflow, whose node ids may not meet
-        nodes, links = graph.get("nodes"), graph.get("links", [])
+        nodes, links = graph.get("nodes"), graph.get("links") or []
+        links = list(links.values()) if isinstance(links, dict) else links
         if not isinstance(nodes, list) or not isinstance(links, list):
             raise StrangeGraph("no list of nodes and links")
         self.links: dict[Any, Any] = {}
         for link in links:
-            if isinstance(link, list) and len(link) >= 5:
-                self.links[link[0]] = link
-            elif (
-                isinstance(link, dict) and {"id", "origin_id", "origin_slot", "target_id", "target_slot"} <= link.keys()
-            ):
-                self.links[link["id"]] = link
+            if isinstance(link, list):
+                id, ends = link[0] if link else None, link[1:5]
+            elif isinstance(link, dict):
+                id, ends = link.get("id"), [link.get(end) for end in ENDS]
+            else:
+                continue
+            if len(ends) == 4 and is_id(id) and all(is_id(end) for end in ends[::2]) and all(map(is_slot, ends[1::2])):
+                self.links[id] = link
         self.named_links = any(isinstance(link, dict) for link in links)
+        self.odd = []  # what is no node to the editor either
         for raw in nodes:
-            if not isinstance(raw, dict) or not isinstance(raw.get("type"), str) or "id" not in raw:
-                raise StrangeGraph("a node without an id or a type")
-            self._read(raw)
+            if isinstance(raw, dict) and isinstance(raw.get("type"), str) and is_id(raw.get("id")):
+                self._read(raw)
+            else:
+                self.odd.append(raw)
         self._read_outputs()
 
     def _ends(self, link: Any) -> tuple[Source, Any, int]:
-        if isinstance(link, dict):
-            return (link["origin_id"], link["origin_slot"]), link["target_id"], link["target_slot"]
-        return (link[1], link[2]), link[3], link[4]
+        origin, slot, target, place = [link[end] for end in ENDS] if isinstance(link, dict) else link[1:5]
+        return (origin, slot), target, place
 
     def _read(self, raw: dict[str, Any]) -> None:
+        if raw["id"] in self.nodes or raw["id"] in EDGES:  # the editor too gives the second one a new number
+            raw = {**raw, "id": self.new_id()}
         node = Node(raw["id"], raw["type"], raw)
         node.mode = raw.get("mode", 0) if isinstance(raw.get("mode", 0), int) else 0
         node.title = raw.get("title") if isinstance(raw.get("title"), str) else ""
-        node.look = {key: raw[key] for key in ("color", "bgcolor", "shape", "flags") if key in raw}
+        node.look = {key: raw[key] for key in ("color", "bgcolor", "boxcolor", "shape", "flags") if key in raw}
         node.pos, node.size = pair(raw.get("pos"), (0.0, 0.0)), pair(raw.get("size"), (300.0, 100.0))
-        slots = [slot if isinstance(slot, dict) else {} for slot in raw.get("inputs") or []]
+        slots = [slot if isinstance(slot, dict) else {} for slot in entries(raw, "inputs")]
         self.names[node.id] = [str(slot.get("name", "")) for slot in slots]
         for place, slot in enumerate(slots):
-            if slot.get("link") in self.links:
+            if is_id(slot.get("link")) and slot["link"] in self.links:
                 node.inputs[place] = self._ends(self.links[slot["link"]])[0]
         self.nodes[node.id] = node
 
@@ -218,7 +278,7 @@ class Canvas(Graph):
         for id, link in self.links.items():
             source, target, slot = self._ends(link)
             old[target, slot] = id
-        last = max([id for id in self.links if isinstance(id, int)] + [graph.get("last_link_id") or 0], default=0)
+        last = max([number(id) for id in self.links] + [number(graph.get("last_link_id"))])
         leaving: dict[Source, list[Any]] = {}
         links = []
         raws = []
@@ -229,7 +289,8 @@ class Canvas(Graph):
             places = [slot["name"] for slot in raws[-1]["inputs"]] if node.made else None
             for key, source in node.inputs.items():
                 place = places.index(key) if places is not None else key
-                id = old.get((node.id, place))
+                # Bends belong to a link's number, and to where it went.
+                id = old.get((node.id, place)) if node.made is None else None
                 if id is None or id in taken:
                     last += 1
                     id = last
@@ -239,19 +300,19 @@ class Canvas(Graph):
                 links.append((id, source, node.id, place))
         by_id = {raw["id"]: raw for raw in raws}
         for raw in raws:
-            for place, slot in enumerate(raw.get("inputs") or []):
+            for place, slot in enumerate(entries(raw, "inputs")):
                 if isinstance(slot, dict):
                     slot["link"] = entering.get(raw["id"], {}).get(place)
-            for place, slot in enumerate(raw.get("outputs") or []):
+            for place, slot in enumerate(entries(raw, "outputs")):
                 if isinstance(slot, dict):
                     slot["links"] = leaving.get((raw["id"], place)) or None
         kept = [self._link(*link, by_id) for link in sorted(links, key=lambda link: link[0])]
-        out = {**graph, "nodes": raws, "links": kept}
+        out = {**graph, "nodes": [*raws, *self.odd], "links": kept}
         self._boundary(out, entering.get(SUBGRAPH_OUTPUT, {}), leaving)
         self._extensions(out, taken)
         numbers = [raw["id"] for raw in raws if isinstance(raw["id"], int)]
         if "last_node_id" in graph:
-            out["last_node_id"] = max([*numbers, graph["last_node_id"] or 0])
+            out["last_node_id"] = max([*numbers, number(graph["last_node_id"])])
         if "last_link_id" in graph:
             out["last_link_id"] = last
         if isinstance(graph.get("state"), dict):  # of a subgraph definition
@@ -261,8 +322,9 @@ class Canvas(Graph):
     def _link(self, id: Any, source: Source, target: Any, place: int, raws: dict[Any, dict]) -> Any:
         was = self.links.get(id)
         kind = "*"
-        if source[0] in raws and source[1] < len(raws[source[0]].get("outputs") or []):
-            kind = raws[source[0]]["outputs"][source[1]].get("type", "*")
+        given = entries(raws.get(source[0], {}), "outputs")[source[1] : source[1] + 1]
+        if given and isinstance(given[0], dict):
+            kind = given[0].get("type", "*")
         elif was is not None:
             kind = was.get("type", "*") if isinstance(was, dict) else (was + ["*"])[5]
         if self.named_links:
@@ -290,20 +352,27 @@ class Canvas(Graph):
                 ]
 
     def _extensions(self, out: dict[str, Any], taken: set[Any]) -> None:
-        """Drop what `extra` says of bends in links that are gone."""
-        extra = out.get("extra")
-        if not isinstance(extra, dict) or not isinstance(extra.get("linkExtensions"), list):
-            return
-        kept = [one for one in extra["linkExtensions"] if isinstance(one, dict) and one.get("id") in taken]
-        out["extra"] = {**extra, "linkExtensions": kept}
-        if isinstance(extra.get("reroutes"), list):
-            out["extra"]["reroutes"] = [
-                {**one, "linkIds": [id for id in one["linkIds"] if id in taken]}
-                if isinstance(one.get("linkIds"), list)
-                else one
-                for one in extra["reroutes"]
-                if isinstance(one, dict)
-            ]
+        """Drop bends of links that are gone, which lie in `extra` or, in newer files, beside the links."""
+        kept = taken & self.links.keys()
+        extra = out["extra"] = dict(out["extra"]) if isinstance(out.get("extra"), dict) else out.get("extra")
+        for place in (extra, out):
+            for name in ("linkExtensions", "reroutes", "floatingLinks") if isinstance(place, dict) else ():
+                if isinstance(place.get(name), list):
+                    place[name] = [one for one in (self._bend(name, one, kept) for one in place[name]) if one]
+        if extra is None:
+            del out["extra"]
+
+    def _bend(self, name: str, one: Any, kept: set[Any]) -> Any:
+        if not isinstance(one, dict):
+            return None
+        if name == "linkExtensions":
+            return one if one.get("id") in kept else None
+        if name == "floatingLinks":
+            ends = [self.nodes.get(one.get(end)) for end in ("origin_id", "target_id")]
+            return None if any(node is not None and node.made for node in ends) else one
+        if isinstance(one.get("linkIds"), list):
+            return {**one, "linkIds": [id for id in one["linkIds"] if id in kept]}
+        return one
 
     def _raw(self, node: Node) -> dict[str, Any]:
         if node.made is None:

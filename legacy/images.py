@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .graph import Node, Source
+from .graph import Node, Prompt, Source
 from .loaders import Loaders
 from .report import label
 
 FRAME_STEP = 8  # native videos have 8n + 1 frames
 LANDSCAPE = (720, 480)
+
+
+def fitted(count: int) -> int:
+    """Return the count of frames that a native video has, next to an old one."""
+    return max((count - 1 + FRAME_STEP // 2) // FRAME_STEP, 0) * FRAME_STEP + 1
 
 
 class Images(Loaders):
@@ -38,16 +43,54 @@ class Images(Loaders):
         """Return what sets a length from an old frame count, which native videos have in steps of eight."""
 
         def apply(target: Node, slot: str) -> None:
-            if self.graph.input_of(old, name) is not None:
+            source = self.graph.input_of(old, name)
+            if source is not None and self.primitive(old, name) is None:
+                self._tell_of_length(old, name, source)
                 self.carry(target, slot, old, name)
                 return
             count = self.value(old, name)
-            fitted = max((int(count) - 1 + FRAME_STEP // 2) // FRAME_STEP, 0) * FRAME_STEP + 1
-            if fitted != count:
-                self.report.note(f"{label(old)}: {count} frames became {fitted}; videos have 8n + 1 frames.")
-            self.set(target, slot, fitted, old)
+            if fitted(count) != count:
+                self.report.note(f"{label(old)}: {count} frames became {fitted(count)}; videos have 8n + 1 frames.")
+            self.set(target, slot, fitted(count), old)
 
         return apply
+
+    def _tell_of_length(self, old: Node, name: str, source: Source) -> None:
+        """Say which length a node of others gives, where its one widget tells that it does not fit."""
+        maker = self.origin(source)
+        saved = self._stock_list(maker) if maker is not None and not self.is_old(maker) else []
+        if len(saved) == 1 and type(saved[0]) is int and fitted(saved[0]) != saved[0]:
+            self.report.note(
+                f"{label(maker)} gives {saved[0]} to {name} of {label(old)}; videos have 8n + 1 frames. "
+                f"Set {fitted(saved[0])}."
+            )
+
+    def cut(self, place: Node, sampler: Node | None, video: Source | None, frames: str | None) -> Source | None:
+        """Bring a video to the frames of the run: the wrapper took what fell into the same latent frames."""
+        if video is None or sampler is None or frames is None:
+            return video
+        count = self.value(sampler, frames)
+        linked = self.graph.input_of(sampler, frames) is not None and self.primitive(sampler, frames) is None
+        if not linked and isinstance(count, int) and fitted(count) > count:  # an old 48 is 49 here: repeat the last
+            last = self.beside(place, "ImageFromBatch", {"batch_index": -1, "length": 1})
+            self.link(last, "image", video)
+            more: Source = (last.id, 0)
+            if fitted(count) - count > 1:
+                repeated = self.beside(place, "RepeatImageBatch", {"amount": fitted(count) - count})
+                self.link(repeated, "image", more)
+                more = (repeated.id, 0)
+            longer = self.beside(place, "ImageBatch")
+            self.link(longer, "image1", video)
+            self.link(longer, "image2", more)
+            video = (longer.id, 0)
+        cut = self.beside(place, "ImageFromBatch", {"batch_index": 0})
+        self.frames(sampler, frames)(cut, "length")
+        self.link(cut, "image", video)
+        return cut.id, 0
+
+    def frames_of(self, sampler: Node) -> str | None:
+        """Return the name of a sampler's frame count, where it has one."""
+        return next((name for name in ("num_frames", "video_length") if self.value(sampler, name) is not None), None)
 
     def image_to_video(
         self,
@@ -62,7 +105,7 @@ class Images(Loaders):
     ) -> tuple[list[Source | None], Source]:
         """Make the node that starts or ends a video with an image, in the place of what encoded the image."""
         target = (
-            self.claim(place, "CogVideoXImageToVideo")
+            self.claim(place, "CogVideoXImageToVideo", patch=True)
             if place is not sampler
             else self.beside(sampler, "CogVideoXImageToVideo")
         )
@@ -111,20 +154,40 @@ class Images(Loaders):
         size: Node | None,
     ) -> tuple[list[Source | None], Source]:
         """Make the node that lets a control video guide, in the place of what encoded it."""
-        target = self.claim(place, "CogVideoXControlToVideo")
+        target = self.claim(place, "CogVideoXControlToVideo", patch=place is not sampler)
         self._conditioned(target, conds, self.vae(place) or self.vae(sampler))
         if video is not None:
             measured = size or self.size_of(video, place)
             self._sized(target, (measured.id, 0), (measured.id, 1))
-            if frames is None:
-                self.link(target, "length", (self.size_of(video, place).id, 2))
         if frames is not None:
             self.frames(sampler, frames)(target, "length")
+            video = self.cut(place, sampler, video, frames)
+        elif video is not None:  # the video gave the run its length
+            loaded = self._loaded_frames(video)
+            count = (loaded - 1) // FRAME_STEP * FRAME_STEP + 1
+            if loaded > 0 and count != loaded:
+                self.report.note(f"{label(sampler)}: {loaded} frames became {count}; videos have 8n + 1 frames.")
+                cut = self.beside(place, "ImageFromBatch", {"batch_index": 0, "length": count})
+                self.link(cut, "image", video)
+                video = (cut.id, 0)
+                self.set(target, "length", count, sampler)
+            else:
+                self.link(target, "length", (self.size_of(video, place).id, 2))
         self.link(target, "control_video", video)
         old, *values = names
         self.carry(target, "strength", old, values[0])
         self.window(target, old, values[1], values[2], sampler)
         return [(target.id, 0), (target.id, 1)], (target.id, 2)
+
+    def _loaded_frames(self, video: Source) -> int:
+        """Return how many frames a loader of videos was told to load, 0 where that is not known."""
+        loader = self.origin(video)
+        if loader is None or "Load" not in loader.type:
+            return 0
+        names = ("frame_load_cap", "image_load_cap")
+        given = loader.values if isinstance(self.graph, Prompt) else (loader.raw or {}).get("widgets_values")
+        given = given if isinstance(given, dict) else {}
+        return next((given[name] for name in names if type(given.get(name)) is int), 0)
 
     def _denoise(self, sampler: Node) -> float:
         value = self.value(sampler, "denoise_strength")
@@ -147,12 +210,7 @@ class Images(Loaders):
         target = self.claim(place, "CogVideoXVAEEncode") if claim else self.beside(sampler, "CogVideoXVAEEncode")
         target.values["posterior"] = "sample"  # the wrapper drew from the posterior
         self.link(target, "vae", self.vae(place) or self.vae(sampler))
-        if video is not None and frames is not None:
-            cut = self.beside(place, "ImageFromBatch", {"batch_index": 0})
-            self.frames(sampler, frames)(cut, "length")
-            self.link(cut, "image", video)
-            video = (cut.id, 0)
-        self.link(target, "pixels", video)
+        self.link(target, "pixels", self.cut(place, sampler, video, frames))
         return target.id, 0
 
     def _build_CogVideoImageEncode(self, node: Node) -> dict[str, Source | None]:

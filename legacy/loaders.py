@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .graph import Node, Source
+from .graph import BYPASS, NEVER, Node, Source
 from .rebuilding import Rebuilding
 from .report import label
 
@@ -42,6 +42,8 @@ class Loaders(Rebuilding):
 
     def _build_DownloadAndLoadCogVideoGGUFModel(self, node: Node) -> dict[str, Source | None]:
         name = self.choose("CogVideoXLoadModel", "model_name", str(self.value(node, "model")))
+        if self.value(node, "fp8_fastmode"):
+            self.report.note(f"{label(node)}: fp8_fastmode has no equal for GGUF; the weights stay in their blocks.")
         return self._loader(node, name, None, None)
 
     def _folder(self, node_type: str, name: str, node: Node, model: str) -> str:
@@ -62,15 +64,22 @@ class Loaders(Rebuilding):
             self.report.note(
                 f"{label(node)}: sequential offload is not needed; ComfyUI moves the model as memory asks for."
             )
-        self.carry(loader, "model_name", node, "model", None) if self.graph.input_of(node, "model") else None
+        if node.type != "DownloadAndLoadCogVideoModel":  # whose names were not those of folders
+            self.carry_link(loader, "model_name", node, "model")
         model: Source = (loader.id, 0)
         self.built[node.id] = {"model": model, "pipe": model}
         attention = str(self.value(node, "attention_mode") or "")
         if "sage" in attention:
             patch = self.beside(node, "CogVideoXAttention", {"attention": "sage"})
             model = self._behind(patch, model)
-        for lora in self._loras(node):
-            model = self._behind(self._lora(lora), model)
+            if attention != "sageattn":
+                self.report.note(f"{label(node)}: {attention} became sage, which picks its kernel by the card.")
+        loras = self._loras(node)
+        cut = max((place for place, lora in enumerate(loras) if lora.mode == NEVER), default=-1)
+        for place, lora in enumerate(loras):
+            patch = self._lora(lora)
+            patch.mode = BYPASS if place <= cut else patch.mode  # a muted one gave nothing on of those before it
+            model = self._behind(patch, model)
         model = self._compiled(node, model)
         if (edit := self.origin(self.source(node, "block_edit"))) is not None and self.is_old(edit):
             self.build(edit)
@@ -107,6 +116,7 @@ class Loaders(Rebuilding):
         wanted = str(self.value(node, "lora"))
         name = self.choose(target, "lora_name", wanted)
         lora = self.claim(node, target, {"lora_name": name}, patch=True)
+        self.carry_link(lora, "lora_name", node, "lora")
         self.carry(lora, strength, node, "strength")
         # The wrapper fused these two at 1 / rank instead of 1.
         if self.value(node, "fuse_lora") and any(word in wanted.lower() for word in ("orbit", "dimensionx")):
@@ -126,7 +136,9 @@ class Loaders(Rebuilding):
         settings = self.origin(self.source(node, "compile_args"))
         if settings is not None and self.is_old(settings):
             return self._behind(self._compile(settings), model)
-        if self.value(node, "compile") not in (None, "disabled") or self.value(node, "torch_compile"):
+        if self.value(node, "onediff") is True or self.value(node, "compile") == "onediff":
+            self.report.note(f"{label(node)}: onediff has no equal and was left out.")
+        elif self.value(node, "compile") not in (None, "disabled") or self.value(node, "torch_compile"):
             return self._behind(self.beside(node, "TorchCompileModel"), model)
         return model
 
@@ -146,6 +158,7 @@ class Loaders(Rebuilding):
         loader = self.claim(node, "CogVideoXLoadVAE")
         wanted = str(self.value(node, "model_name"))
         loader.values["vae_name"] = self.choose("CogVideoXLoadVAE", "vae_name", wanted)
+        self.carry_link(loader, "vae_name", node, "model_name")
         self.carry(loader, "weight_dtype", node, "precision")
         if self.source(node, "compile_args"):
             self.report.note(f"{label(node)}: compiling the VAE has no equal.")

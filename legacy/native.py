@@ -35,6 +35,13 @@ class Slot:
     least: float | None
     most: float | None
 
+    def fits(self, value: Any) -> bool:
+        """Say whether a value of another node's widget can be this one's."""
+        if self.kind == "COMBO":
+            return value in (self.choices or ())
+        kinds = {"INT": int, "FLOAT": int | float, "STRING": str, "BOOLEAN": bool}.get(self.kind, ())
+        return isinstance(value, kinds) and isinstance(value, bool) == (self.kind == "BOOLEAN")
+
     def clamp(self, value: Any) -> Any:
         """Bring a number into the widget's range."""
         if isinstance(value, bool) or not isinstance(value, int | float):

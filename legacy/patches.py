@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .graph import Node, Source
 from .images import Images
 
-LATENT_STEP = 4  # frames in a latent frame, by which the wrapper divided its context options
+LATENT_STEP = 4  # frames in a latent frame, by which the wrapper divided lengths of windows
+TILES = "temporal_tiling"
+TILED = "DDIM_tiled"
 SCHEDULES = {
     "uniform_standard": "standard_uniform",
     "uniform_looped": "looped_uniform",
     "static_standard": "standard_static",
+    TILES: "standard_static",
 }
+TIME = 2  # dimension of [B, C, T, H, W]
+
+
+def in_latents(frames: int) -> int:
+    """Return a length or an overlap of windows in latent frames."""
+    return max(frames // LATENT_STEP, 1)
 
 
 class Patches(Images):
@@ -27,6 +38,8 @@ class Patches(Images):
             if node is not None and self.is_old(node):
                 self.built.setdefault(node.id, {})
                 model = self._behind(make_patch(node, sampler), model)
+        if self.value(sampler, "scheduler") == TILED and self.value(sampler, "t_tile_length") is not None:
+            model = self._behind(self._tiles(sampler), model)
         cache = self.origin(self.source(sampler, "fastercache"))
         if cache is not None and self.is_old(cache):
             self.build(cache)
@@ -43,27 +56,37 @@ class Patches(Images):
         self.window(patch, node, "start_percent", "end_percent", sampler)
         return patch
 
-    def _context(self, node: Node, sampler: Node | None) -> Node:
-        era = self.reading(node).era
-        # At first the options were counted in latent frames.
-        step = LATENT_STEP if any(widget.name == "freenoise" for widget in era.widgets) else 1
+    def _windows(self, sampler: Node | None, schedule: str) -> dict[str, Any]:
+        """Return the values of context windows that the wrapper's widgets do not say."""
         values = {
-            "fuse_method": "flat",
-            "dim": 2,  # time, of [B, C, T, H, W]
-            "context_schedule": SCHEDULES.get(self.value(node, "context_schedule"), "standard_uniform"),
-            "closed_loop": self.value(node, "context_schedule") == "uniform_looped",
-            "freenoise": bool(self.value(node, "freenoise")),
+            # Tiles were weighted by a bell, windows alike.
+            "fuse_method": "pyramid" if schedule == TILES else "flat",
+            "dim": TIME,
+            "context_schedule": SCHEDULES.get(schedule, "standard_uniform"),
+            "closed_loop": schedule == "uniform_looped",
             "causal_window_fix": False,
         }
         if self._has_image(sampler):
             values["cond_retain_index_list"] = "0"  # each window was given the start image
+        return values
+
+    def _tiles(self, sampler: Node) -> Node:
+        """Make the windows of a sampler that had its own, before the wrapper had a node for them."""
+        patch = self.beside(sampler, "ContextWindowsManual", self._windows(sampler, TILES))
+        self.carry(patch, "context_length", sampler, "t_tile_length", in_latents)
+        self.carry(patch, "context_overlap", sampler, "t_tile_overlap", in_latents)
+        return patch
+
+    def _context(self, node: Node, sampler: Node | None) -> Node:
+        values = self._windows(sampler, str(self.value(node, "context_schedule")))
+        values["freenoise"] = bool(self.value(node, "freenoise"))
         patch = self.claim(node, "ContextWindowsManual", values, patch=True)
         for name, old in (
             ("context_length", "context_frames"),
             ("context_overlap", "context_overlap"),
             ("context_stride", "context_stride"),
         ):
-            self.carry(patch, name, node, old, (lambda value: max(value // step, 1)) if step > 1 else None)
+            self.carry(patch, name, node, old, in_latents)
         return patch
 
     def _has_image(self, sampler: Node | None) -> bool:

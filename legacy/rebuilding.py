@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import signatures
-from .graph import BYPASS, NEVER, Canvas, Graph, Node, Prompt, Source
+from .graph import BYPASS, NEVER, Canvas, Graph, Node, Prompt, Source, entries
 from .native import Schema, make, slots
-from .report import NEEDS, WRAPPER, Missing, Report, label
+from .report import NEEDS, WRAPPER, Missing, Report, label, own_title
 
 NOTE = "Note"  # the editor's own, which the server does not know
 NOTE_LOOK = {"color": "#432", "bgcolor": "#653"}
-PASSING = ("Reroute", "GetNode", "SetNode")
+PASSING = ("Reroute", "Reroute (rgthree)", "GetNode", "SetNode")
+EMPTY = ("EmptyLatentImage", "EmptySD3LatentImage")  # of which the wrapper took the size
+PRIMITIVE = "PrimitiveNode"  # the editor's own widget on a link
 
 # What has no equal, and what to use instead.
 NO_EQUAL = {
@@ -35,6 +37,8 @@ class Rebuilding:
         self.built: dict[Any, dict[str, Source | None]] = {}
         self.vaes: dict[Any, Source | None] = {}
         self.measured: dict[Source, Any] = {}
+        self.moved: dict[tuple[str, str], tuple[str, str]] = {}  # a widget's node and name: those it has now
+        self._readings: dict[Any, signatures.Reading] = {}
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -44,14 +48,34 @@ class Rebuilding:
 
     def reading(self, node: Node) -> signatures.Reading:
         """Return what a saved node holds."""
-        if isinstance(self.graph, Prompt):
-            return signatures.read(node.type, node.values, [*node.inputs, *node.values])
-        outputs = [slot.get("name", "") for slot in node.raw.get("outputs") or [] if isinstance(slot, dict)]
-        return signatures.read(node.type, node.raw.get("widgets_values"), self.graph.names[node.id], outputs)
+        if node.id not in self._readings:
+            if isinstance(self.graph, Prompt):
+                read = signatures.read(node.type, node.values, [*node.inputs, *node.values])
+            else:
+                outputs = [slot.get("name", "") for slot in entries(node.raw, "outputs") if isinstance(slot, dict)]
+                read = signatures.read(node.type, node.raw.get("widgets_values"), self.graph.names[node.id], outputs)
+            self._readings[node.id] = read
+        return self._readings[node.id]
 
     def value(self, node: Node, name: str) -> Any:
         """Return a widget's value, or None where this node has none of that name."""
+        if (primitive := self.primitive(node, name)) is not None:
+            return primitive
         return self.reading(node).values.get(name)
+
+    def primitive(self, node: Node, name: str) -> Any:
+        """Return what a widget of the editor's own gives over a link, or None where there is none."""
+        origin = self.origin(self.graph.input_of(node, name))
+        widget = next((one for one in self.reading(node).era.widgets if one.name == name), None)
+        if origin is None or origin.type != PRIMITIVE or widget is None:
+            return None
+        saved = self._stock_list(origin)[:1]
+        return saved[0] if saved and widget.fits(saved[0]) else None
+
+    @staticmethod
+    def runs(node: Node) -> bool:
+        """Say whether a node is neither muted nor bypassed."""
+        return node.mode not in (NEVER, BYPASS)
 
     def source(self, node: Node, *names: str) -> Source | None:
         """Return where the first connected of these inputs comes from."""
@@ -86,6 +110,28 @@ class Rebuilding:
     def _key(node: Node) -> Any:
         saved = (node.raw or {}).get("widgets_values")
         return saved[0] if isinstance(saved, list) and saved else None
+
+    def carries_old(self, node: Node, *outputs: str) -> bool:
+        """Say whether a node of another pack (a switch, an operation) hands on such outputs of the wrapper's nodes."""
+        seen: set[Any] = set()
+        queue = [node]
+        while queue:
+            one = queue.pop()
+            seen.add(one.id)
+            for source in map(self.trace, one.inputs.values()):
+                origin = self.graph.nodes.get(source[0]) if source else None
+                if self.is_old(origin):
+                    names = self.reading(origin).era.outputs
+                    if names[source[1] : source[1] + 1] and names[source[1]] in outputs:
+                        return True
+                elif origin is not None and origin.id not in seen:
+                    queue.append(origin)
+        return False
+
+    def serves_old(self, node: Node) -> bool:
+        """Say whether what a node of others gives goes to the wrapper's nodes alone."""
+        users = {user.id: user for slot in range(3) for user, _ in self.graph.consumers((node.id, slot))}
+        return all(self.is_old(user) or user.type in PASSING for user in users.values())
 
     def origin(self, source: Source | None) -> Node | None:
         """Return the node that makes a value."""
@@ -127,9 +173,9 @@ class Rebuilding:
         node = make(old.id if first else self.graph.new_id(), node_type, info, values or {}, control)
         node.mode = BYPASS if patch and old.mode == NEVER else old.mode
         node.raw, node.look = old.raw, dict(old.look)
-        node.title = old.title if old.title not in ("", old.type) else ""
+        node.title = own_title(old)
         if isinstance(self.graph, Prompt):
-            node.raw, node.title = None, ""
+            node.raw = None
         if first:
             height = max(node.size[1], 0)
             node.pos, node.size = old.pos, (max(old.size[0], 210), max(old.size[1], height))
@@ -162,8 +208,9 @@ class Rebuilding:
         slot = new.made["slots_by_name"].get(name)
         if slot is None:
             return
+        self.moved.setdefault((str(old.id), old_name), (str(new.id), name))
         source = self.graph.input_of(old, old_name)
-        if source is not None:
+        if source is not None and not (change is not None and self.primitive(old, old_name) is not None):
             if change is not None:
                 self.report.note(
                     f"{label(old)}: what is connected to {old_name} is used as it is for {name}, which counts "
@@ -176,6 +223,10 @@ class Rebuilding:
             return
         self.set(new, name, change(value) if change else value, old)
 
+    def carry_link(self, new: Node, name: str, old: Node, old_name: str) -> None:
+        """Carry what is linked to a widget of a node of others."""
+        self.link(new, name, self.native(self.graph.input_of(old, old_name)))
+
     def set(self, new: Node, name: str, value: Any, old: Node) -> None:
         """Set a widget, within its range."""
         slot = new.made["slots_by_name"].get(name)
@@ -183,7 +234,7 @@ class Rebuilding:
             return
         fitted = slot.clamp(value)
         if fitted != value:
-            self.report.note(f"{label(old)}: {name} was {value:g}; {fitted:g} is the limit here.")
+            self.report.note(f"{label(old)}: {name} was {value}; {fitted} is the limit here.")
         new.values[name] = fitted
 
     def choose(self, node_type: str, name: str, *wanted: str) -> str:
@@ -217,7 +268,7 @@ class Rebuilding:
             return source
         outputs = self.reading(node).era.outputs
         made = self.build(node)
-        if traced[1] >= len(outputs):
+        if not 0 <= traced[1] < len(outputs):
             return None
         name = outputs[traced[1]]
         if name == "vae" and name not in made:

@@ -41,9 +41,18 @@ class Missing(Exception):
     """A native node that this version does not have."""
 
 
+def _plain(name: str) -> str:
+    name = name.lower().replace("(down)load", "downloadandload").replace("cogvideox", "cogvideo").removesuffix("_311")
+    return "".join(letter for letter in name if letter.isalnum())
+
+
+def own_title(node: Node) -> str:
+    """Return the title somebody gave a node, empty where it is the name that the node came with."""
+    return node.title if _plain(node.title) != _plain(node.type) else ""
+
+
 def label(node: Node | None) -> str:
     """Name a node for a sentence."""
     if node is None:
         return "an input of the subgraph"
-    name = node.title if node.title and node.title != node.type else node.type
-    return f"{name} (#{node.id})"
+    return f"{own_title(node) or node.type} (#{node.id})"

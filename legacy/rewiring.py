@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .graph import SUBGRAPH_OUTPUT, Node
-from .rebuilding import PASSING, Rebuilding
+from .rebuilding import EMPTY, NOTE, PASSING, PRIMITIVE, Rebuilding
 from .report import label
 
 
@@ -26,6 +26,7 @@ class Rewiring(Rebuilding):
             self.build(node)
             if node.id not in self.claimed:
                 self.no_equal(node, "It was not connected to anything that is made here.")
+        self._tell_of_links(old)
         self._reconnect()
         self._sweep(old)
         self._assemble()
@@ -33,6 +34,25 @@ class Rewiring(Rebuilding):
             made = [*self.claimed.get(node.id, []), *self.extra.get(node.id, [])]
             self.report.converted.append((node.id, node.type, made))
         return True
+
+    def _tell_of_links(self, old: list[Node]) -> None:
+        """Say which links of other packs' nodes went nowhere."""
+        used = {source for node in self.new.values() for source in node.inputs.values()}
+        used |= {self.trace(source) for source in used}
+        for node in old:
+            if self.claimed.get(node.id) == [NOTE]:
+                continue
+            names = self.graph.names.get(node.id)
+            for key, source in node.inputs.items():
+                traced = self.trace(source)
+                origin = self.graph.nodes.get(traced[0]) if traced else None
+                if traced in used or self.is_old(origin) or (origin is not None and origin.id in self.built):
+                    continue
+                name = key if names is None else names[key]
+                told = any(label(node) in note and label(origin) in note for note in self.report.notes)
+                if origin is not None and (origin.id in self.claimed or origin.type in (PRIMITIVE, *EMPTY)) or told:
+                    continue
+                self.report.note(f"{label(node)}: its {name} came from {label(origin)}; that link has no equal.")
 
     def _reconnect(self) -> None:
         """Move the links of other packs' nodes to the new outputs."""

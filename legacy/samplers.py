@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from .control import Control
 from .graph import Node, Source
-from .patches import Patches
+from .patches import TILED, TILES, Patches
 from .prompts import Prompts
+from .rebuilding import EMPTY
 from .report import NEEDS, Missing, label
 
-WARPED_NOISE = "GetWarpedNoiseFromVideo"  # of ComfyUI-VideoNoiseWarp
+WARPED_NOISE = {  # of ComfyUI-VideoNoiseWarp: its widgets in order
+    "GetWarpedNoiseFromVideo": (
+        "noise_channels",
+        "noise_downtemp_interp",
+        "target_latent_count",
+        "degradation",
+        "latent_shape",
+        "seed",
+    ),
+    "GetWarpedNoiseFromVideoCogVideoX": ("noise_downtemp_interp", "num_frames", "degradation", "seed"),
+}
 DDIM, DPM = "ddim", "dpm"
 REFERENCE_CFG = "reference"
 
@@ -16,7 +27,7 @@ REFERENCE_CFG = "reference"
 OWN_SAMPLERS = {
     "CogVideoXDDIM": DDIM,
     "DDIM": DDIM,
-    "DDIM_tiled": DDIM,
+    TILED: DDIM,
     "CogVideoXDPMScheduler": DPM,
     "DPM": DPM,
 }
@@ -31,6 +42,8 @@ STOCK_SAMPLERS = {
     "SASolverScheduler": ("sa_solver", "on the model's own noise schedule, which the wrapper's did not follow"),
     "PNDM": ("ipndm", "the nearest there is, on the model's own noise schedule"),
 }
+# Those of diffusers that know no noise shift.
+GENERIC = {"DDIM", *STOCK_SAMPLERS}
 
 
 class Samplers(Prompts, Patches, Control):
@@ -45,22 +58,26 @@ class Samplers(Prompts, Patches, Control):
 
     def _model(self, sampler: Node) -> Source | None:
         loader = self.loader_of(sampler, "model", "pipeline")
-        if loader is None:
-            return None
-        if not self.is_old(loader):
-            self.report.note(
-                f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL."
-            )
-            return None
-        return self.build(loader).get("model")
+        if loader is not None and self.is_old(loader):
+            return self.build(loader).get("model")
+        source = self.source(sampler, "model", "pipeline")
+        if loader is None or self.carries_old(
+            loader, "model", "pipe"
+        ):  # through a subgraph's edge, or a switch of another pack
+            return source
+        self.report.note(
+            f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL."
+        )
+        return None
 
     def _is_control(self, sampler: Node) -> bool:
         """Say whether the wrapper took a model for one with a control video: by its name."""
-        loader = self.loader_of(sampler, "model", "pipeline")
-        if loader is None or not self.is_old(loader):
-            return False
-        name = str(self.value(loader, "model")).lower()
+        name = self._model_name(sampler)
         return "pose" in name or "control" in name
+
+    def _model_name(self, sampler: Node) -> str:
+        loader = self.loader_of(sampler, "model", "pipeline")
+        return str(self.value(loader, "model")).lower() if loader is not None and self.is_old(loader) else ""
 
     def _build_CogVideoSampler(self, node: Node) -> dict[str, Source | None]:
         model = self._patches(node, self._model(node))
@@ -76,11 +93,13 @@ class Samplers(Prompts, Patches, Control):
         if image is not None:
             try:
                 conds, latent = self._image_condition(node, image, conds)
+                if (encoder := self.origin(image)) is not None and not self.runs(encoder):
+                    latent = None  # what is left out makes no video: another node must
             except Missing as missing:
                 self._without(node, "image condition", missing)
         samples = self.source(node, "samples")
         warped = self.origin(samples)
-        if warped is not None and warped.type == WARPED_NOISE and "CogVideoXWarpedNoise" in self.schema:
+        if warped is not None and warped.type in WARPED_NOISE and "CogVideoXWarpedNoise" in self.schema:
             return self._warped_noise(node, warped, model, conds, latent)
         latent = self._start(node, samples, latent)
         model, conds = self._tora(node, model, conds, latent)
@@ -137,12 +156,15 @@ class Samplers(Prompts, Patches, Control):
     def made_size(self, image: Source | None) -> Node | None:
         """Return the node that chose the size of an image, where the conversion knows it."""
         node = self.new.get(image[0]) if image else None
-        source = node.inputs.get("width") if node is not None and node.type == "ImageScale" else None
+        scaled = node is not None and node.type == "ImageScale" and self.runs(node)
+        source = node.inputs.get("width") if scaled else None
         return self.new.get(source[0]) if source else None
 
     def _start(self, sampler: Node, samples: Source | None, latent: Source | None) -> Source | None:
         """Return what a sampler starts from: a video to repaint, an empty one, or that of the image condition."""
         origin = self.origin(samples)
+        if origin is not None and not self.runs(origin):
+            origin = samples = None
         if origin is not None and self.is_old(origin) and origin.type == "CogVideoImageEncode":
             self.built.setdefault(origin.id, {})
             video = self.native(self.source(origin, "start_image", "image"))
@@ -156,15 +178,17 @@ class Samplers(Prompts, Patches, Control):
             return made
         if origin is not None and self.is_old(origin):
             return self.native(samples)
-        if latent is not None:
-            return latent
-        if origin is not None and origin.type == "EmptyLatentImage":
-            return self._empty(sampler, origin)
-        if origin is not None and self.value(sampler, "width") is None:
+        if origin is not None and origin.type in EMPTY:
+            return latent or self._empty(sampler, origin)
+        if samples is not None and (origin is None or self.carries_old(origin, "samples")):
+            return self.native(samples)
+        if origin is not None:
             self.report.note(
                 f"{label(sampler)}: its samples come from {label(origin)}, whose latents are laid out for the wrapper. "
-                "An empty video stands in; set its size."
+                f"{'They were left out.' if latent else 'An empty video stands in; set its size.'}"
             )
+        if latent is not None:
+            return latent
         target = self.beside(sampler, "EmptyCogVideoXLatentVideo")
         if self.value(sampler, "width") is not None:
             self._carry_size(target, sampler)
@@ -172,13 +196,11 @@ class Samplers(Prompts, Patches, Control):
         return target.id, 0
 
     def _length(self, target: Node, sampler: Node) -> None:
-        for name in ("num_frames", "video_length"):
-            if self.value(sampler, name) is not None:
-                self.frames(sampler, name)(target, "length")
+        if (name := self.frames_of(sampler)) is not None:
+            self.frames(sampler, name)(target, "length")
 
     def _empty(self, sampler: Node, origin: Node) -> Source:
-        users = [user for user, _ in self.graph.consumers((origin.id, 0))]
-        alone = len(users) == 1 and self.is_old(users[0])
+        alone = self.serves_old(origin)
         target = (
             self.claim(origin, "EmptyCogVideoXLatentVideo")
             if alone
@@ -190,8 +212,7 @@ class Samplers(Prompts, Patches, Control):
                 self.link(target, name, self.native(source))
             elif isinstance(value, int):
                 self.set(target, name, value, origin)
-        frames = "num_frames" if self.value(sampler, "num_frames") is not None else "video_length"
-        self.frames(sampler, frames)(target, "length")
+        self._length(target, sampler)
         return target.id, 0
 
     def _sampler(
@@ -203,7 +224,7 @@ class Samplers(Prompts, Patches, Control):
         cfg: str,
         denoise: str,
     ) -> dict[str, Source | None]:
-        scheduler = str(self.value(node, "scheduler") or "CogVideoXDDIM")
+        scheduler = self._scheduler(node)
         if scheduler in STOCK_SAMPLERS:
             target = self._stock_sampler(node, model, scheduler, denoise)
         else:
@@ -222,10 +243,6 @@ class Samplers(Prompts, Patches, Control):
             self._steps(target, node, denoise)
             self.link(target, "latent_image", latent)
             self.link(target, "model", model)
-        if scheduler == "DDIM_tiled":
-            self.report.note(
-                f"{label(node)}: temporal tiles have no equal; use Context Windows (Manual) for long videos."
-            )
         self.carry(target, "cfg", node, cfg)
         self.link(target, "positive", conds[0])
         self.link(target, "negative", conds[1])
@@ -233,10 +250,25 @@ class Samplers(Prompts, Patches, Control):
         self.link(target, "model", model)
         return {"samples": (target.id, 0), "pipe": None}
 
+    def _scheduler(self, node: Node) -> str:
+        """Return the scheduler of a sampler; with tiles the wrapper took DDIM, whatever was chosen."""
+        scheduler = str(self.value(node, "scheduler") or "CogVideoXDDIM")
+        options = self.origin(self.source(node, "context_options"))
+        if options is not None and self.is_old(options) and self.value(options, "context_schedule") == TILES:
+            scheduler = TILED
+        if scheduler in GENERIC and "2b" in self._model_name(node):
+            self.report.note(
+                f"{label(node)}: {scheduler} left out the noise shift of the 2B models in the wrapper; here it is kept."
+            )
+        return scheduler
+
     def _steps(self, target: Node, node: Node, denoise: str) -> None:
         """Carry steps and denoise: the wrapper ran the last int(steps * denoise), the host counts what is run."""
         strength = self._denoise(node) if self.value(node, denoise) is not None else 1.0
-        if strength == 1.0 or any(self.graph.input_of(node, name) for name in ("steps", denoise)):
+        linked = (
+            name for name in ("steps", denoise) if self.graph.input_of(node, name) and not self.primitive(node, name)
+        )
+        if strength == 1.0 or any(linked):
             self.carry(target, "steps", node, "steps")
             self.carry(target, "denoise", node, denoise)
             return
@@ -263,14 +295,19 @@ class Samplers(Prompts, Patches, Control):
     ) -> dict[str, Source | None]:
         """Sample from noise that moves as a video does; another pack's node made it, laid out for the wrapper."""
         video = self.native(self.graph.input_of(warped, "images"))
-        saved = self._stock_values(
-            warped, "channels", "noise_downtemp_interp", "target_latent_count", "degradation", "latent_shape", "seed"
-        )
-        noise = self.beside(node, "CogVideoXWarpedNoise")
+        saved = self._stock_values(warped, *WARPED_NOISE[warped.type])
+        # Another pack's node keeps its place where somebody looks at its pictures.
+        alone = all(self.is_old(user) for slot in range(3) for user, _ in self.graph.consumers((warped.id, slot)))
+        noise = (self.claim if alone else self.beside)(warped if alone else node, "CogVideoXWarpedNoise")
         for name, old in (("seed", "seed"), ("degradation", "degradation"), ("downsampling", "noise_downtemp_interp")):
             slot = noise.made["slots_by_name"][name]
-            if slot.choices is None or saved[old] in slot.choices:
-                self.set(noise, name, slot.default if saved[old] is None else saved[old], warped)
+            source = self.graph.input_of(warped, old)
+            if source is not None:
+                self.link(noise, name, self.native(source))
+            elif slot.fits(saved[old]):
+                self.set(noise, name, saved[old], warped)
+            elif saved[old] is not None:
+                self.report.note(f"{label(warped)}: {old} {saved[old]} has no equal; {slot.default} stands in.")
         self.link(noise, "video", video)
         if "OpticalFlowLoader" in self.schema:
             flow = self.beside(node, "OpticalFlowLoader")
@@ -287,7 +324,7 @@ class Samplers(Prompts, Patches, Control):
         guider, sigmas = self.beside(node, "CFGGuider"), self.beside(node, "CogVideoXScheduler")
         self.carry(guider, "cfg", node, "cfg")
         self._steps(sigmas, node, "denoise_strength")
-        scheduler = str(self.value(node, "scheduler"))
+        scheduler = self._scheduler(node)
         if scheduler in STOCK_SAMPLERS:
             chosen = self.beside(node, "KSamplerSelect", {"sampler_name": STOCK_SAMPLERS[scheduler][0]})
         else:

@@ -9,7 +9,8 @@ history of the wrapper's nodes, 2024-08-06 to 2025-08-07.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -295,12 +296,14 @@ CURRENT = frozenset(ERAS) - REMOVED
 _FITS = {
     "INT": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "SEED": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "FLOAT": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "FLOAT": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf,
     "BOOL": lambda value: isinstance(value, bool),
     "TEXT": lambda value: isinstance(value, str),
     "COMBO": lambda value: isinstance(value, str) and value not in AFTER_GENERATE,
     "DTYPE": lambda value: value in ("fp16", "fp32", "bf16"),
 }
+# What the server makes of a value in the API format, which scripts write as they like.
+_CASTS: dict[str, Callable[[Any], Any]] = {"INT": int, "SEED": int, "FLOAT": float, "BOOL": bool}
 _EMPTY = {"INT": 0, "SEED": 0, "FLOAT": 0.0, "BOOL": False, "TEXT": "", "COMBO": ""}
 
 
@@ -315,6 +318,15 @@ class Widget:
     def fits(self, value: Any) -> bool:
         """Say whether a saved value can be this widget's."""
         return _FITS[self.kind](value)
+
+    def cast(self, value: Any) -> Any:
+        """Return a value given by name as this widget's kind where it is one: "25" and 25.0 for 25, as the server does."""
+        if self.fits(value) or value is None or isinstance(value, list | dict):
+            return value
+        try:
+            return _CASTS[self.kind](value)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return value
 
 
 @dataclass(frozen=True)
@@ -383,7 +395,7 @@ def read(node_type: str, saved: Any, inputs: Iterable[str], outputs: Iterable[st
     for era in eras(node_type):
         if isinstance(saved, Mapping):
             known = {widget.name: widget for widget in era.widgets}
-            given = {name: saved[name] for name in known if name in saved}
+            given = {name: widget.cast(saved[name]) for name, widget in known.items() if name in saved}
             values = {name: value for name, value in given.items() if known[name].fits(value)}
             unread = [name for name in given if name not in values]
             off = sum(name not in era.inputs for name in saved) + 0.1 * sum(name not in saved for name in known)

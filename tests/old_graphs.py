@@ -185,7 +185,8 @@ def whole(node_type: str, era: int) -> OldGraph:
         loader = add("CogVideoXModelLoader", model="cogvideox.safetensors", attention_mode="sageattn")
         vae = (add("CogVideoXVAELoader", model_name="cogvideox_vae.safetensors"), "vae")
     else:
-        name = "THUDM/CogVideoX-5b-I2V" if node_type in image else "THUDM/CogVideoX-5b"
+        pictured = node_type in (*image, "CogVideoXFunResizeToClosestBucket")
+        name = "THUDM/CogVideoX-5b-I2V" if pictured else "THUDM/CogVideoX-5b"
         if node_type in ("CogVideoXFunSampler", "CogVideoXFunVid2VidSampler", "CogVideoImageEncodeFunInP"):
             name = "kijai/CogVideoX-Fun-5b"
         if control:
