@@ -43,6 +43,7 @@ class Images(Loaders):
         """Return what sets a length from an old frame count, which native videos have in steps of eight."""
 
         def apply(target: Node, slot: str) -> None:
+            self.moved.setdefault((str(old.id), name), (str(target.id), slot))
             source = self.graph.input_of(old, name)
             if source is not None and self.primitive(old, name) is None:
                 self._tell_of_length(old, name, source)

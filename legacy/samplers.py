@@ -61,9 +61,8 @@ class Samplers(Prompts, Patches, Control):
         if loader is not None and self.is_old(loader):
             return self.build(loader).get("model")
         source = self.source(sampler, "model", "pipeline")
-        if loader is None or self.carries_old(
-            loader, "model", "pipe"
-        ):  # through a subgraph's edge, or a switch of another pack
+        # Through a subgraph's edge, or a switch of another pack.
+        if loader is None or self.carries_old(loader, "model", "pipe"):
             return source
         self.report.note(
             f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL."
@@ -272,6 +271,8 @@ class Samplers(Prompts, Patches, Control):
             self.carry(target, "steps", node, "steps")
             self.carry(target, "denoise", node, denoise)
             return
+        for old, new in (("steps", "steps"), (denoise, "denoise")):
+            self.moved[str(node.id), old] = (str(target.id), new)
         steps, strength = kept_steps(self.value(node, "steps"), strength)
         self.set(target, "steps", steps, node)
         self.set(target, "denoise", strength, node)
