@@ -234,8 +234,9 @@ class Samplers(Prompts, Patches, Control):
             # The wrapper's dynamic guidance came with dpm, but not in context windows.
             if name == DPM and self.source(node, "context_options") is None:
                 target.values["dynamic_cfg"] = REFERENCE_CFG
+                shortened = ", but for the steps that denoise leaves out" if self._denoise(node) < 1 else ""
                 self.report.note(
-                    f"{label(node)}: dynamic_cfg is 'reference', as the wrapper had it with {scheduler}; "
+                    f"{label(node)}: dynamic_cfg is 'reference', as the wrapper had it with {scheduler}{shortened}; "
                     "'cosine over steps' is what the authors describe."
                 )
             self.carry(target, "seed", node, "seed")

@@ -563,6 +563,61 @@ def test_the_model_comes_through_the_edge_of_a_subgraph():
     assert report.notes == []
 
 
+def folded(graph: OldGraph, *ids: int) -> dict:
+    """Return a graph of the editor in which these nodes are one group node, as the editor folded them."""
+    whole = graph.editor()
+    places = {id: place for place, id in enumerate(ids)}
+    held = [{**copy.deepcopy(graph.node(id)), "index": places[id]} for id in ids]
+    inside = [[places[a], b, places[c], d, a, kind] for _, a, b, c, d, kind in graph.links if {a, c} <= places.keys()]
+    group = {"nodes": held, "links": inside, "external": []}
+    shown = {"id": 99, "type": "workflow>All of it", "pos": [5000, 0], "size": [300, 200], "inputs": [], "outputs": []}
+    shown["widgets_values"] = [value for node in held for value in node["widgets_values"]]
+    links, met = [], set()
+    for id, a, b, c, d, kind in whole["links"]:
+        if {a, c} <= places.keys():
+            continue
+        if c in places:
+            name = graph.node(c)["inputs"][d]["name"]
+            name = f"{graph.node(c).get('title') or graph.node(c)['type']} {name}" if name in met else name
+            met.add(name)
+            shown["inputs"].append({"name": name, "type": kind, "link": id})
+            c, d = 99, len(shown["inputs"]) - 1
+        elif a in places:
+            shown["outputs"].append({"name": kind, "type": kind, "links": [id]})
+            a, b = 99, b + sum(len(node["outputs"]) for node in held[: places[a]]) - len(inside)
+        links.append([id, a, b, c, d, kind])
+    for node in held:
+        for slot in (*node["inputs"], *node["outputs"]):
+            slot.pop("link", None), slot.pop("links", None)
+        node["widgets_values"] = [type(value)() for value in node["widgets_values"]]  # of when it was folded
+    nodes = [node for node in whole["nodes"] if node["id"] not in places]
+    extra = {**whole["extra"], "groupNodes": {"All of it": group, "Other": {"nodes": [{"type": "Reroute"}]}}}
+    return {**whole, "nodes": [*nodes, shown], "links": links, "last_node_id": 99, "extra": extra}
+
+
+def test_group_nodes_are_unfolded():
+    graph = OldGraph()
+    loader = graph.add("DownloadAndLoadCogVideoModel", model="THUDM/CogVideoX-5b")
+    clip = graph.add("CLIPLoader")
+    texts = [graph.add("CogVideoTextEncode", 0, clip=(clip, "CLIP"), prompt=text) for text in ("a fox", "blurry")]
+    given = dict(zip(("positive", "negative"), [(text, "conditioning") for text in texts], strict=True))
+    sampler = graph.add("CogVideoSampler", steps=31, model=(loader, "model"), **given)
+    decoder = graph.add("CogVideoDecode", vae=(loader, "vae"), samples=(sampler, "samples"))
+    graph.add("VHS_VideoCombine", images=(decoder, "images"))
+    old = folded(graph, *texts, sampler, decoder)
+    new, report = convert(old)
+    assert problems(new, SCHEMA) == [] and report.notes == []
+    assert list(new["extra"]["groupNodes"]) == ["Other"] and not by_type(new, "workflow>All of it")
+    (saver,) = by_type(new, "VHS_VideoCombine")
+    decoder, _ = source_of(new, saver, "images")
+    sampler, _ = source_of(new, decoder, "samples")
+    assert decoder["type"] == "CogVideoXVAEDecode" and decoder["pos"][0] >= 5000 and values_of(sampler)["steps"] == 31
+    assert source_of(new, sampler, "model")[0]["type"] == "CogVideoXLoadModel"
+    assert [values_of(source_of(new, sampler, name)[0])["text"] for name in given] == ["a fox", "blurry"]
+    older, _ = convert(json.loads(json.dumps(old).replace("workflow>", "workflow/")))
+    assert [node["type"] for node in older["nodes"]] == [node["type"] for node in new["nodes"]]
+
+
 # --- files as they come -----------------------------------------------------------------------------------------------
 
 
@@ -675,6 +730,31 @@ def test_spoilt_graphs_never_raise(seed):
             for part in (converted, *(converted.get("definitions") or {}).get("subgraphs", ())):
                 links = [link["id"] if isinstance(link, dict) else link[0] for link in part.get("links") or []]
                 assert len(set(links)) == len(links)
+
+
+def test_spoilt_group_nodes_never_raise():
+    rng = random.Random(0)
+    for case in rng.sample(CASES, 40):
+        graph = whole(*case)
+        ids = rng.sample([node["id"] for node in graph.nodes], 3)
+        graph = copy.deepcopy(folded(graph, *ids))
+        for _ in range(rng.choice((0, 1, 4))):
+            spoil(rng, graph)
+        before = repr(graph)
+        converted, report = convert(graph)
+        assert repr(graph) == before
+        assert report.converted or converted is graph
+
+
+def test_files_to_fetch_are_named_where_the_host_has_none_or_others():
+    graph = whole("CogVideoLoraSelect", 0)
+    for listed, told in (([], True), (["other.safetensors"], True), (["style/First.safetensors"], False)):
+        schema = copy.deepcopy(SCHEMA)
+        schema["CogVideoXLoadLoRA"]["input"]["required"]["lora_name"][1]["options"] = listed
+        new, report = convert(graph.editor(), schema)
+        assert any("put first.safetensors into models/loras" in note for note in report.notes) == told
+        chosen = values_of(by_type(new, "CogVideoXLoadLoRA")[0])["lora_name"]
+        assert chosen == ("first.safetensors" if told else "style/First.safetensors")
 
 
 def test_five_hundred_nodes_take_less_than_a_second():
