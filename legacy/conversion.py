@@ -14,6 +14,7 @@ from typing import Any
 from . import signatures
 from .fun_samplers import FunSamplers
 from .graph import Canvas, Prompt, StrangeGraph, entries, move_widgets, number, retype
+from .groups import folded, unfold
 from .native import Schema, stored_schema
 from .rebuilding import PASSING
 from .report import WRAPPER, Report
@@ -40,9 +41,9 @@ def _types(graph: Any) -> set[str]:
     if is_prompt(graph):
         return {node["class_type"] for node in graph.values()}
     found = set()
-    for part in _canvases(graph):
-        nodes = part.get("nodes")
-        found |= {str(node.get("type")) for node in nodes or [] if isinstance(node, dict)}
+    parts = _canvases(graph)
+    for part in [*parts, *(group for whole in parts[:1] for group in folded(whole).values())]:
+        found |= {str(node.get("type")) for node in part["nodes"] if isinstance(node, dict)}
     return found
 
 
@@ -86,6 +87,10 @@ def _convert(graph: dict[str, Any], schema: Schema, report: Report) -> dict[str,
         prompt = Prompt(graph)
         Conversion(prompt, schema, report).run()
         return prompt.write()
+    if isinstance(graph.get("links"), list) and all(
+        isinstance(link, list) and len(link) > 4 for link in graph["links"]
+    ):
+        unfold(graph, signatures.ERAS.keys() - schema.keys())
     free = [0]
     parts = _canvases(graph)
     for part in parts:

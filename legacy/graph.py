@@ -327,6 +327,9 @@ class Canvas(Graph):
             kind = given[0].get("type", "*")
         elif was is not None:
             kind = was.get("type", "*") if isinstance(was, dict) else (was + ["*"])[5]
+        taken = entries(raws.get(target, {}), "inputs")[place : place + 1]
+        if kind == "*" and taken and isinstance(taken[0], dict):  # from a subgraph's edge
+            kind = taken[0].get("type", "*")
         if self.named_links:
             kept = {key: was[key] for key in ("parentId",) if isinstance(was, dict) and key in was}
             return {

@@ -43,6 +43,7 @@ class Images(Loaders):
         """Return what sets a length from an old frame count, which native videos have in steps of eight."""
 
         def apply(target: Node, slot: str) -> None:
+            self.moved.setdefault((str(old.id), name), (str(target.id), slot))
             source = self.graph.input_of(old, name)
             if source is not None and self.primitive(old, name) is None:
                 self._tell_of_length(old, name, source)
@@ -256,7 +257,10 @@ class Images(Loaders):
     def _build_CogVideoDecode(self, node: Node) -> dict[str, Source | None]:
         target = self.claim(node, "CogVideoXVAEDecode")
         # Without tiling the wrapper tried whole frames and fell back to tiles, which is what auto does.
-        target.values["memory"] = "tiles" if self.value(node, "enable_vae_tiling") else "auto"
+        tiled = self.value(node, "enable_vae_tiling")
+        target.values["memory"] = "tiles" if tiled else "auto"
+        if tiled and self.value(node, "auto_tile_size") is False:
+            self.report.note(f"{label(node)}: the sizes of its tiles were left out; they follow the free memory here.")
         self.link(target, "samples", self.native(self.source(node, "samples")))
         self.link(target, "vae", self.vae(node))
         return {"images": (target.id, 0)}

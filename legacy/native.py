@@ -113,7 +113,7 @@ def slots(info: Mapping[str, Any]) -> list[Slot]:
                     widget,
                     group == "optional",
                     default,
-                    tuple(choices) if choices else None,
+                    None if choices is None else tuple(choices),
                     widget and control,
                     bool(options.get("multiline")),
                     options.get("min"),

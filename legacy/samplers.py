@@ -61,9 +61,8 @@ class Samplers(Prompts, Patches, Control):
         if loader is not None and self.is_old(loader):
             return self.build(loader).get("model")
         source = self.source(sampler, "model", "pipeline")
-        if loader is None or self.carries_old(
-            loader, "model", "pipe"
-        ):  # through a subgraph's edge, or a switch of another pack
+        # Through a subgraph's edge, or a switch of another pack.
+        if loader is None or self.carries_old(loader, "model", "pipe"):
             return source
         self.report.note(
             f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL."
@@ -235,8 +234,9 @@ class Samplers(Prompts, Patches, Control):
             # The wrapper's dynamic guidance came with dpm, but not in context windows.
             if name == DPM and self.source(node, "context_options") is None:
                 target.values["dynamic_cfg"] = REFERENCE_CFG
+                shortened = ", but for the steps that denoise leaves out" if self._denoise(node) < 1 else ""
                 self.report.note(
-                    f"{label(node)}: dynamic_cfg is 'reference', as the wrapper had it with {scheduler}; "
+                    f"{label(node)}: dynamic_cfg is 'reference', as the wrapper had it with {scheduler}{shortened}; "
                     "'cosine over steps' is what the authors describe."
                 )
             self.carry(target, "seed", node, "seed")
@@ -272,6 +272,8 @@ class Samplers(Prompts, Patches, Control):
             self.carry(target, "steps", node, "steps")
             self.carry(target, "denoise", node, denoise)
             return
+        for old, new in (("steps", "steps"), (denoise, "denoise")):
+            self.moved[str(node.id), old] = (str(target.id), new)
         steps, strength = kept_steps(self.value(node, "steps"), strength)
         self.set(target, "steps", steps, node)
         self.set(target, "denoise", strength, node)

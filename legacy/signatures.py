@@ -320,7 +320,7 @@ class Widget:
         return _FITS[self.kind](value)
 
     def cast(self, value: Any) -> Any:
-        """Return a value given by name as this widget's kind where it is one: "25" and 25.0 for 25, as the server does."""
+        """Return a value given by name as this widget's kind, as the server does: 25 for "25" and for 25.0."""
         if self.fits(value) or value is None or isinstance(value, list | dict):
             return value
         try:

@@ -37,6 +37,14 @@ FOREIGN = {  # outputs and inputs of nodes of the host and of other packs
     "Reroute": ([":*"], [":*"], []),
     "GetNode": (["*:*"], [], ["name"]),
     "SetNode": (["*:*"], ["*:*"], ["name"]),
+    "GetWarpedNoiseFromVideoCogVideoX": (
+        ["noise:LATENT", "visualization:IMAGE", "optical_flows:IMAGE"],
+        ["images:IMAGE"],
+        ["blend", 49, 0.3, 7, CONTROL, "CPU"],
+    ),
+    "Any Switch (rgthree)": (["*:*"], ["any_01:*", "any_02:*"], []),
+    "LatentUpscale": (["LATENT:LATENT"], ["samples:LATENT"], ["nearest-exact", 720, 480, "disabled"]),
+    "PrimitiveNode": (["INT:INT"], [], [48, CONTROL]),
     "PreviewImage": ([], ["images:IMAGE"], []),
 }
 

@@ -2,9 +2,12 @@
 
 import copy
 import json
+import os
+import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -309,6 +312,474 @@ def test_subgraphs_are_converted_inside():
     assert len({node["id"] for node in made["nodes"]}) == len(made["nodes"])
 
 
+# --- what stands between and around -----------------------------------------------------------------------------------
+
+
+def the(graph: OldGraph, node_type: str) -> int:
+    (id,) = [node["id"] for node in graph.nodes if node["type"] == node_type]
+    return id
+
+
+def prompts(graph: OldGraph) -> dict:
+    """Add what every sampler needs: a model and two prompts."""
+    loader = graph.add("DownloadAndLoadCogVideoModel", model="THUDM/CogVideoX-5b")
+    text = graph.add("CogVideoTextEncode", clip=(graph.add("CLIPLoader"), "CLIP"), prompt="a fox")
+    return {"model": (loader, "model"), "positive": (text, "conditioning"), "negative": (text, "conditioning")}
+
+
+@pytest.mark.parametrize("era", [0, 1])
+def test_context_options_were_always_counted_in_frames_of_the_video(era):
+    graph = whole("CogVideoContextOptions", era)
+    options = graph.node(the(graph, "CogVideoContextOptions"))
+    options["widgets_values"][:4] = ["temporal_tiling" if era == 0 else "static_standard", 48, 4, 8]
+    (sampler,) = [node for node in graph.nodes if node["type"] == "CogVideoSampler"]
+    sampler["widgets_values"][5] = "DPM++"
+    new, _ = native(graph)
+    (windows,) = by_type(new, "ContextWindowsManual")
+    values = values_of(windows)
+    assert [values[f"context_{name}"] for name in ("length", "overlap", "stride")] == [12, 2, 1]
+    assert (values["context_schedule"], values["fuse_method"]) == ("standard_static", ("pyramid", "flat")[era])
+    # With tiles the wrapper ran DDIM, whatever was chosen.
+    assert bool(by_type(new, "CogVideoXSampler")) == (era == 0)
+
+
+@pytest.mark.parametrize(
+    ("node_type", "era", "lengths"), [("CogVideoSampler", 1, [4, 2]), ("CogVideoXFunControlSampler", 1, [12, 2])]
+)
+def test_tiles_in_time_become_context_windows(node_type, era, lengths):
+    graph = whole(node_type, era)
+    saved = graph.node(the(graph, node_type))["widgets_values"]
+    saved[saved.index("DDIM")] = "DDIM_tiled"
+    new, _ = native(graph)
+    (windows,) = by_type(new, "ContextWindowsManual")
+    values = values_of(windows)
+    assert [values["context_length"], values["context_overlap"]] == lengths
+    assert (values["context_schedule"], values["fuse_method"], values["dim"]) == ("standard_static", "pyramid", 2)
+    (sampler,) = by_type(new, "CogVideoXSampler")
+    assert source_of(new, sampler, "model") == (windows, 0) and values_of(sampler)["sampler_name"] == "ddim"
+    assert not by_type(native(whole(node_type, era))[0], "ContextWindowsManual"), "DDIM alone had no tiles"
+
+
+def test_the_strength_of_a_text_is_a_mix_with_zeros():
+    graph = whole("CogVideoTextEncode", 1)
+    graph.node(the(graph, "CLIPLoader") + 1)["widgets_values"][1] = 0.4
+    new, notes = native(graph)
+    (sampler,) = by_type(new, "CogVideoXSampler")
+    mix, _ = source_of(new, sampler, "positive")
+    assert mix["type"] == "ConditioningAverage" and values_of(mix) == {"conditioning_to_strength": 0.4}
+    text, _ = source_of(new, mix, "conditioning_to")
+    zeros, _ = source_of(new, mix, "conditioning_from")
+    assert zeros["type"] == "ConditioningZeroOut" and source_of(new, zeros, "conditioning") == (text, 0)
+    assert text["title"] == "What it shows" and not any("strength" in note for note in notes)
+    graph.node(the(graph, "CLIPLoader") + 1)["widgets_values"][1] = 1.5
+    assert any("above 1" in note for note in native(graph)[1])
+
+
+@pytest.mark.parametrize(("node_type", "era"), [("CogVideoControlNet", 0), ("CogVideoXFunControlSampler", 0)])
+@pytest.mark.parametrize(("count", "more"), [(49, 0), (48, 1), (46, 3)])
+def test_a_control_video_has_the_frames_of_the_video(node_type, era, count, more):
+    """The wrapper asked for as many latent frames; here 48 frames are 49, and the last picture is held."""
+    graph = whole(node_type, era)
+    (sampler,) = [node for node in graph.nodes if node["type"].endswith("Sampler")]
+    sampler["widgets_values"][0] = count
+    new, _ = native(graph)
+    name = "image" if node_type == "CogVideoControlNet" else "control_video"
+    (user,) = by_type(new, "ControlNetApplyAdvanced", "CogVideoXControlToVideo")
+    cut, _ = source_of(new, user, name)
+    assert values_of(cut) == {"batch_index": 0, "length": 49}
+    video, _ = source_of(new, cut, "image")
+    if more:
+        last, _ = source_of(new, video, "image2")
+        if more > 1:
+            assert values_of(last) == {"amount": more}
+            last, _ = source_of(new, last, "image")
+        assert values_of(last) == {"batch_index": -1, "length": 1}
+        video, _ = source_of(new, video, "image1")
+    assert video["type"] == "VHS_LoadVideo"
+
+
+def test_a_control_video_that_gives_the_length_is_cut_where_it_has_another():
+    graph = whole("CogVideoControlImageEncode", 0)
+    new, _ = native(graph)
+    (node,) = by_type(new, "CogVideoXControlToVideo")
+    assert (source_of(new, node, "length")[0]["type"], source_of(new, node, "length")[1]) == ("GetImageSize", 2)
+    graph.node(the(graph, "VHS_LoadVideo"))["widgets_values"]["frame_load_cap"] = 52
+    new, notes = native(graph)
+    (node,) = by_type(new, "CogVideoXControlToVideo")
+    assert values_of(node)["length"] == values_of(source_of(new, node, "control_video")[0])["length"] == 49
+    assert any("52 frames became 49" in note for note in notes)
+
+
+def test_switches_and_operations_of_other_packs_stay_in_between():
+    graph = OldGraph()
+    given = prompts(graph)
+    other = graph.add("DownloadAndLoadCogVideoModel", model="THUDM/CogVideoX-2b")
+    switch = graph.add("Any Switch (rgthree)")
+    graph.connect(given["model"][0], "model", switch, "any_01")
+    graph.connect(other, "model", switch, "any_02")
+    given["model"] = (switch, "*")
+    first = graph.add("CogVideoSampler", samples=(graph.add("EmptyLatentImage"), "LATENT"), **given)
+    larger = graph.add("LatentUpscale")
+    graph.connect(first, "samples", larger, "samples")
+    last = graph.add("CogVideoSampler", samples=(larger, "LATENT"), denoise_strength=0.5, **given)
+    new, notes = native(graph)
+    samplers = {node["id"]: node for node in by_type(new, "CogVideoXSampler")}
+    assert source_of(new, samplers[last], "latent_image")[0]["type"] == "LatentUpscale"
+    for sampler in samplers.values():
+        switch, _ = source_of(new, sampler, "model")
+        assert switch["type"] == "Any Switch (rgthree)"
+        assert {source_of(new, switch, f"any_0{n}")[0]["type"] for n in (1, 2)} == {"CogVideoXLoadModel"}
+    assert notes == []
+
+
+def test_a_muted_image_is_not_given():
+    graph = whole("CogVideoImageEncode", -1)
+    for mode in (2, 4):
+        graph.node(the(graph, "CogVideoImageEncode"))["mode"] = mode
+        new, _ = native(graph)
+        (node,), (sampler,) = by_type(new, "CogVideoXImageToVideo"), by_type(new, "CogVideoXSampler")
+        assert node["mode"] == 4, "bypassed it hands the prompts on; muted it would stop the run"
+        assert source_of(new, sampler, "positive") == (node, 0)
+        assert source_of(new, sampler, "latent_image")[0]["type"] == "EmptyCogVideoXLatentVideo"
+
+
+@pytest.mark.parametrize(
+    ("old", "made"),
+    [
+        ("CogVideoControlNet", ["ControlNetApplyAdvanced"]),
+        ("ToraEncodeTrajectory", ["CogVideoXTrajectory", "CogVideoXLoadTora"]),
+    ],
+)
+def test_a_muted_guide_is_bypassed_with_all_that_serves_it(old, made):
+    graph = whole(old, -1)
+    graph.node(the(graph, old))["mode"] = 2
+    new, _ = native(graph)
+    assert [node["mode"] for node in by_type(new, *made)] == [4] * len(made)
+
+
+def test_a_muted_lora_cuts_off_those_before_it():
+    graph = whole("CogVideoLoraSelect", 0)
+    first, last = [node for node in graph.nodes if node["type"] == "CogVideoLoraSelect"]
+    last["mode"] = 4
+    assert [node["mode"] for node in by_type(native(graph)[0], "CogVideoXLoadLoRA")] == [0, 4]
+    last["mode"] = 2
+    assert [node["mode"] for node in by_type(native(graph)[0], "CogVideoXLoadLoRA")] == [4, 4]
+
+
+def test_a_bypassed_mix_of_prompts_hands_on_the_first():
+    graph = whole("CogVideoTextEncodeCombine", 0)
+    graph.node(the(graph, "CogVideoTextEncodeCombine"))["mode"] = 4
+    new, _ = native(graph)
+    (mix,) = by_type(new, "ConditioningAverage")
+    assert source_of(new, mix, mix["inputs"][0]["name"])[0]["title"] == "What it shows"
+
+
+def test_a_bypassed_resize_gives_no_size():
+    graph = whole("CogVideoXFunResizeToClosestBucket", 0)
+    graph.node(the(graph, "CogVideoXFunResizeToClosestBucket"))["mode"] = 4
+    new, _ = native(graph)
+    (node,) = by_type(new, "CogVideoXImageToVideo")
+    assert source_of(new, node, "width")[0]["type"] == "GetImageSize"
+
+
+def linked_widget(graph: OldGraph, id: int, name: str, value) -> int:
+    """Let one of the editor's primitives give a widget's value."""
+    primitive = graph.add("PrimitiveNode", values=[value, "fixed"])
+    graph.node(id)["inputs"].append({"name": name, "type": "INT", "widget": {"name": name}, "link": None})
+    graph.connect(primitive, "INT", id, name)
+    return primitive
+
+
+def test_primitives_are_read_where_their_value_changes_and_stay_linked_where_not():
+    graph = whole("CogVideoSampler", -1)
+    id = the(graph, "CogVideoSampler")
+    linked_widget(graph, id, "num_frames", 48)
+    linked_widget(graph, id, "scheduler", "Euler")
+    seed = linked_widget(graph, id, "seed", 5)
+    new, notes = native(graph)
+    (empty,), (sampler,) = by_type(new, "EmptyCogVideoXLatentVideo"), by_type(new, "SamplerCustom")
+    assert values_of(empty)["length"] == 49 and any("48 frames became 49" in note for note in notes)
+    assert values_of(source_of(new, sampler, "sampler")[0]) == {"sampler_name": "euler"}
+    assert source_of(new, sampler, "noise_seed")[0]["id"] == seed
+
+
+def test_what_is_linked_and_went_nowhere_is_told():
+    graph = whole("CogVideoSampler", -1)
+    id = the(graph, "CogVideoSampler")
+    video = graph.add("VHS_LoadVideo")
+    graph.node(id)["inputs"].append({"name": "scheduler", "type": "COMBO", "link": None})
+    graph.connect(video, "frame_count", id, "scheduler")
+    assert any("its scheduler came from VHS_LoadVideo" in note for note in native(graph)[1])
+
+
+@pytest.mark.parametrize("kind", ["GetWarpedNoiseFromVideo", "GetWarpedNoiseFromVideoCogVideoX"])
+def test_warped_noise_takes_the_place_of_another_packs(kind):
+    graph = OldGraph()
+    video = graph.add("VHS_LoadVideo")
+    warped = graph.add(kind)
+    graph.connect(video, "IMAGE", warped, "images")
+    graph.add("CogVideoSampler", samples=(warped, "noise"), **prompts(graph))
+    new, _ = native(graph)
+    (noise,) = by_type(new, "CogVideoXWarpedNoise")
+    assert noise["id"] == warped and not by_type(new, kind), "its pack may not be there"
+    expected = {"seed": 7, "degradation": 0.5, "downsampling": "nearest"}
+    if kind.endswith("CogVideoX"):
+        expected |= {"degradation": 0.3, "downsampling": "blend"}
+    assert expected.items() <= values_of(noise).items()
+    saver = graph.add("PreviewImage")
+    graph.connect(warped, "visualization", saver, "images")
+    assert [node["id"] for node in by_type(native(graph)[0], kind)] == [warped]
+
+
+def test_the_model_comes_through_the_edge_of_a_subgraph():
+    graph = OldGraph()
+    text = graph.add("CogVideoTextEncode", clip=(graph.add("CLIPLoader"), "CLIP"), prompt="a fox")
+    given = {"positive": (text, "conditioning"), "negative": (text, "conditioning")}
+    sampler = graph.add("CogVideoSampler", samples=(graph.add("EmptyLatentImage"), "LATENT"), **given)
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    links = [dict(zip(names, link, strict=True)) for link in graph.links]
+    links.append(dict(zip(names, (90, -10, 0, sampler, 0, "COGVIDEOMODEL"), strict=True)))
+    graph.node(sampler)["inputs"][0]["link"] = 90
+    part = {"id": "abc", "nodes": graph.nodes, "links": links, "outputs": []}
+    part["inputs"] = [{"name": "model", "type": "COGVIDEOMODEL", "linkIds": [90]}]
+    outer = OldGraph()
+    loader = outer.add("DownloadAndLoadCogVideoModel", model="THUDM/CogVideoX-5b")
+    shown = [[str(sampler), "num_frames"], [str(sampler), "seed"], ["4", "no more"]]
+    instance = {"id": 9, "type": "abc", "outputs": [], "properties": {"proxyWidgets": shown}}
+    instance["inputs"] = [{"name": "model", "type": "COGVIDEOMODEL", "link": 1}]
+    old = {**outer.editor(), "definitions": {"subgraphs": [part]}}
+    old["nodes"], old["links"] = [*old["nodes"], instance], [[1, loader, 0, 9, 0, "COGVIDEOMODEL"]]
+    new, report = convert(old)
+    made = new["definitions"]["subgraphs"][0]
+    (inner,) = by_type(made, "CogVideoXSampler")
+    (link,) = [link for link in made["links"] if link["origin_id"] == -10]
+    assert (link["target_id"], link["target_slot"], link["type"]) == (inner["id"], 0, "MODEL")
+    assert made["inputs"] == [{"name": "model", "type": "MODEL", "linkIds": [link["id"]]}]
+    (node,) = by_type(new, "abc")
+    assert node["inputs"][0]["type"] == "MODEL" and new["links"] == [[1, loader, 0, 9, 0, "MODEL"]]
+    (empty,) = by_type(made, "EmptyCogVideoXLatentVideo")
+    shown[0] = [str(empty["id"]), "length"]
+    assert node["properties"]["proxyWidgets"] == shown
+    assert report.notes == []
+
+
+def folded(graph: OldGraph, *ids: int) -> dict:
+    """Return a graph of the editor in which these nodes are one group node, as the editor folded them."""
+    whole = graph.editor()
+    places = {id: place for place, id in enumerate(ids)}
+    held = [{**copy.deepcopy(graph.node(id)), "index": places[id]} for id in ids]
+    inside = [[places[a], b, places[c], d, a, kind] for _, a, b, c, d, kind in graph.links if {a, c} <= places.keys()]
+    group = {"nodes": held, "links": inside, "external": []}
+    shown = {"id": 99, "type": "workflow>All of it", "pos": [5000, 0], "size": [300, 200], "inputs": [], "outputs": []}
+    shown["widgets_values"] = [value for node in held for value in node["widgets_values"]]
+    links, met = [], set()
+    for id, a, b, c, d, kind in whole["links"]:
+        if {a, c} <= places.keys():
+            continue
+        if c in places:
+            name = graph.node(c)["inputs"][d]["name"]
+            name = f"{graph.node(c).get('title') or graph.node(c)['type']} {name}" if name in met else name
+            met.add(name)
+            shown["inputs"].append({"name": name, "type": kind, "link": id})
+            c, d = 99, len(shown["inputs"]) - 1
+        elif a in places:
+            shown["outputs"].append({"name": kind, "type": kind, "links": [id]})
+            a, b = 99, b + sum(len(node["outputs"]) for node in held[: places[a]]) - len(inside)
+        links.append([id, a, b, c, d, kind])
+    for node in held:
+        for slot in (*node["inputs"], *node["outputs"]):
+            slot.pop("link", None), slot.pop("links", None)
+        node["widgets_values"] = [type(value)() for value in node["widgets_values"]]  # of when it was folded
+    nodes = [node for node in whole["nodes"] if node["id"] not in places]
+    extra = {**whole["extra"], "groupNodes": {"All of it": group, "Other": {"nodes": [{"type": "Reroute"}]}}}
+    return {**whole, "nodes": [*nodes, shown], "links": links, "last_node_id": 99, "extra": extra}
+
+
+def test_group_nodes_are_unfolded():
+    graph = OldGraph()
+    loader = graph.add("DownloadAndLoadCogVideoModel", model="THUDM/CogVideoX-5b")
+    clip = graph.add("CLIPLoader")
+    texts = [graph.add("CogVideoTextEncode", 0, clip=(clip, "CLIP"), prompt=text) for text in ("a fox", "blurry")]
+    given = dict(zip(("positive", "negative"), [(text, "conditioning") for text in texts], strict=True))
+    sampler = graph.add("CogVideoSampler", steps=31, model=(loader, "model"), **given)
+    decoder = graph.add("CogVideoDecode", vae=(loader, "vae"), samples=(sampler, "samples"))
+    graph.add("VHS_VideoCombine", images=(decoder, "images"))
+    old = folded(graph, *texts, sampler, decoder)
+    new, report = convert(old)
+    assert problems(new, SCHEMA) == [] and report.notes == []
+    assert list(new["extra"]["groupNodes"]) == ["Other"] and not by_type(new, "workflow>All of it")
+    (saver,) = by_type(new, "VHS_VideoCombine")
+    decoder, _ = source_of(new, saver, "images")
+    sampler, _ = source_of(new, decoder, "samples")
+    assert decoder["type"] == "CogVideoXVAEDecode" and decoder["pos"][0] >= 5000 and values_of(sampler)["steps"] == 31
+    assert source_of(new, sampler, "model")[0]["type"] == "CogVideoXLoadModel"
+    assert [values_of(source_of(new, sampler, name)[0])["text"] for name in given] == ["a fox", "blurry"]
+    older, _ = convert(json.loads(json.dumps(old).replace("workflow>", "workflow/")))
+    assert [node["type"] for node in older["nodes"]] == [node["type"] for node in new["nodes"]]
+
+
+# --- files as they come -----------------------------------------------------------------------------------------------
+
+
+def test_bends_stay_with_links_that_go_where_they_went():
+    graph = whole("CogVideoSampler", -1).editor()
+    (into_saver,) = [link[0] for link in graph["links"] if link[5] == "IMAGE"]
+    (into_decoder,) = [link[0] for link in graph["links"] if link[5] == "LATENT" and link[4] == 1]
+    bends = [{"id": 1, "pos": [0, 0], "linkIds": [into_saver]}, {"id": 2, "pos": [0, 0], "linkIds": [into_decoder]}]
+    extra = {
+        "reroutes": bends,
+        "linkExtensions": [{"id": into_saver, "parentId": 1}, {"id": into_decoder, "parentId": 2}],
+    }
+    new, _ = convert({**graph, "extra": extra})
+    (saver,) = by_type(new, "VHS_VideoCombine")
+    assert saver["inputs"][0]["link"] == into_saver
+    assert new["extra"]["linkExtensions"] == [{"id": into_saver, "parentId": 1}]
+    assert [bend["linkIds"] for bend in new["extra"]["reroutes"]] == [[into_saver], []]
+
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    links = [{**dict(zip(names, link, strict=True)), "parentId": 1} for link in graph["links"]]
+    newer = {**graph, "version": 1, "links": links, "reroutes": bends, "state": {"lastNodeId": 50, "lastLinkId": 90}}
+    newer["floatingLinks"] = [{"id": 99, "origin_id": graph["nodes"][0]["id"], "origin_slot": 0, "target_id": -1}]
+    del newer["last_node_id"], newer["last_link_id"]
+    new, _ = convert(newer)
+    assert [link["id"] for link in new["links"] if "parentId" in link] == [into_saver]
+    assert [bend["linkIds"] for bend in new["reroutes"]] == [[into_saver], []] and new["floatingLinks"] == []
+    assert new["state"]["lastLinkId"] == max(link["id"] for link in new["links"])
+    assert new["state"]["lastNodeId"] >= max(node["id"] for node in new["nodes"])
+
+
+def test_numbers_given_twice_and_entries_that_are_no_nodes_lose_nothing():
+    graph = whole("CogVideoSampler", -1).editor()
+    graph["nodes"] += [{**copy.deepcopy(by_type(graph, "VHS_VideoCombine")[0]), "id": 1}, None, {"type": "Nobody"}]
+    graph["links"] = {str(link[0]): link for link in graph["links"]}  # as the editor keeps them while it runs
+    new, _ = convert(graph)
+    assert new["nodes"][-2:] == [None, {"type": "Nobody"}]
+    nodes = new["nodes"][:-2]
+    assert len({node["id"] for node in nodes}) == len(nodes)
+    assert len([node for node in nodes if node["type"] == "VHS_VideoCombine"]) == 2
+
+
+def test_titles_that_somebody_gave_stay_and_the_wrappers_go():
+    graph = whole("DownloadAndLoadCogVideoModel", -1)
+    graph.nodes[0]["title"] = "(Down)load CogVideo Model"
+    decoder = graph.node(the(graph, "CogVideoDecode"))
+    decoder["title"] = "To pictures"
+    new, _ = native(graph)
+    assert "title" not in by_type(new, "CogVideoXLoadModel")[0]
+    assert by_type(new, "CogVideoXVAEDecode")[0]["title"] == "To pictures"
+    prompt = graph.prompt()
+    prompt[str(decoder["id"])]["_meta"] = {"title": "To pictures"}
+    made, _ = convert(prompt)
+    assert made[str(decoder["id"])]["_meta"] == {"title": "To pictures"}
+
+
+def test_scripts_write_numbers_as_they_like():
+    graph = whole("CogVideoSampler", -1)
+    prompt = graph.prompt()
+    inputs = prompt[str(the(graph, "CogVideoSampler"))]["inputs"]
+    inputs |= {"steps": "30", "num_frames": 33.0, "cfg": "7", "seed": float("inf")}
+    made, report = convert(prompt)
+    (sampler,) = [node["inputs"] for node in made.values() if node["class_type"] == "CogVideoXSampler"]
+    assert (sampler["steps"], sampler["cfg"], sampler["seed"]) == (30, 7, 0)
+    (empty,) = [node["inputs"] for node in made.values() if node["class_type"] == "EmptyCogVideoXLatentVideo"]
+    assert empty["length"] == 33
+    assert any("seed could not be read" in note for note in report.notes)
+
+
+JUNK = [None, [], {}, "", "x", -1, 0, 1, 3.5, float("inf"), 10**400, True, [None], {"0": 1}, "fixed", -10, -20]
+
+
+def spoil(rng: random.Random, graph) -> None:
+    """Take something out of a graph, put something else in its place, or give it twice."""
+
+    def places(value):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield value, key
+            if isinstance(inner, dict | list):
+                yield from places(inner)
+
+    found = list(places(graph))
+    if not found:
+        return
+    holder, key = rng.choice(found)
+    deed = rng.random()
+    if deed < 0.5:
+        del holder[key]
+    elif deed < 0.85 or isinstance(holder, dict):
+        holder[key] = copy.deepcopy(rng.choice(JUNK))
+    else:
+        holder.insert(0, copy.deepcopy(holder[key]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_spoilt_graphs_never_raise(seed):
+    rng = random.Random(seed)
+    for case in rng.sample(CASES, 30):
+        graph = whole(*case)
+        graph = copy.deepcopy(graph.editor() if rng.random() < 0.6 else graph.prompt())
+        if "nodes" in graph and rng.random() < 0.3:
+            graph = {"nodes": [{"id": 1, "type": "abc"}], "definitions": {"subgraphs": [{"id": "abc", **graph}]}}
+        for _ in range(rng.choice((1, 2, 4, 8))):
+            spoil(rng, graph)
+        before = repr(graph)
+        converted, report = convert(graph)
+        assert repr(graph) == before
+        json.dumps([converted, report.as_dict()])
+        assert not any("could not be converted" in n for n in report.notes) or "no list of" in report.notes[0], report
+        if report.converted and "nodes" in converted:
+            for part in (converted, *(converted.get("definitions") or {}).get("subgraphs", ())):
+                links = [link["id"] if isinstance(link, dict) else link[0] for link in part.get("links") or []]
+                assert len(set(links)) == len(links)
+
+
+def test_spoilt_group_nodes_never_raise():
+    rng = random.Random(0)
+    for case in rng.sample(CASES, 40):
+        graph = whole(*case)
+        ids = rng.sample([node["id"] for node in graph.nodes], 3)
+        graph = copy.deepcopy(folded(graph, *ids))
+        for _ in range(rng.choice((0, 1, 4))):
+            spoil(rng, graph)
+        before = repr(graph)
+        converted, report = convert(graph)
+        assert repr(graph) == before
+        assert report.converted or converted is graph
+
+
+def test_files_to_fetch_are_named_where_the_host_has_none_or_others():
+    graph = whole("CogVideoLoraSelect", 0)
+    for listed, told in (([], True), (["other.safetensors"], True), (["style/First.safetensors"], False)):
+        schema = copy.deepcopy(SCHEMA)
+        schema["CogVideoXLoadLoRA"]["input"]["required"]["lora_name"][1]["options"] = listed
+        new, report = convert(graph.editor(), schema)
+        assert any("put first.safetensors into models/loras" in note for note in report.notes) == told
+        chosen = values_of(by_type(new, "CogVideoXLoadLoRA")[0])["lora_name"]
+        assert chosen == ("first.safetensors" if told else "style/First.safetensors")
+
+
+def test_five_hundred_nodes_take_less_than_a_second():
+    graph = {"nodes": [], "links": [], "version": 0.4}
+    for number in range(10**9):
+        part = copy.deepcopy(whole(*CASES[number % len(CASES)]).editor())
+        nodes, links = len(graph["nodes"]), len(graph["links"])
+        for node in part["nodes"]:
+            node["id"] += nodes
+            node["pos"] = [node["pos"][0] + 2200 * (number // 10), node["pos"][1] + 2500 * (number % 10)]
+            for slot in node["inputs"]:
+                slot["link"] = slot["link"] and slot["link"] + links
+            for slot in node["outputs"]:
+                slot["links"] = slot["links"] and [link + links for link in slot["links"]]
+        graph["nodes"] += part["nodes"]
+        graph["links"] += [[a + links, b + nodes, c, d + nodes, *rest] for a, b, c, d, *rest in part["links"]]
+        if len(graph["nodes"]) >= 500:
+            break
+    graph |= {"last_node_id": len(graph["nodes"]), "last_link_id": len(graph["links"])}
+    start = time.process_time()
+    new, _ = convert(graph)
+    assert time.process_time() - start < 1  # measured 0.22
+    assert problems(new, SCHEMA) == []
+
+
 def test_nothing_is_touched_where_the_wrapper_is_installed():
     graph = whole("CogVideoSampler", 0).editor()
     same, report = convert(graph, {**SCHEMA, "CogVideoSampler": {}})
@@ -392,6 +863,32 @@ def test_the_command_converts_folders_and_leaves_the_rest(tmp_path):
         assert set(made) == {"old.native.json", "prompt.native.json"}
         assert problems(made["old.native.json"], SCHEMA) == []
         assert done.stdout.count("became native CogVideoX nodes") == 2
+    done = subprocess.run([sys.executable, str(ROOT / "legacy"), str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.count("is there. Move it away") == 2 and done.returncode == 1
     (tmp_path / "broken.json").write_text("{", "utf-8")
     done = subprocess.run([sys.executable, str(ROOT / "legacy"), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 1 and "broken.json: not read" in done.stdout
+
+
+def test_the_command_reads_files_of_other_systems(tmp_path):
+    folder = tmp_path / "ordner mit Füchsen 狐"
+    folder.mkdir()
+    text = json.dumps(whole("CogVideoTextEncode", -1).editor(), indent=1).replace("a (red:1.2) fox", "ein Füchslein 狐")
+    windows = text.replace("\n", "\r\n")
+    (folder / "bom.json").write_bytes(b"\xef\xbb\xbf" + windows.encode())
+    (folder / "wide.JSON").write_bytes(windows.encode("utf-16"))
+    (folder / "posted.json").write_text(json.dumps({"client_id": "x", "prompt": whole("CogVideoDecode", 0).prompt()}))
+    (folder / "a folder.json").mkdir()
+    (folder / "deep.json").write_text("[" * 10**5)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    # A console that knows no Chinese.
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    call = [sys.executable, str(ROOT / "legacy"), str(folder)]
+    done = subprocess.run(call, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr == "" and "deep.json: not read" in done.stdout
+    made = {path.name: json.loads(path.read_text("utf-8")) for path in folder.glob("*.native.json")}
+    assert set(made) == {"bom.native.json", "wide.native.json", "posted.native.json"}
+    assert made["bom.native.json"] == made["wide.native.json"]
+    assert values_of(by_type(made["bom.native.json"], "CogVideoXTextEncode")[0])["text"] == "ein Füchslein 狐"
+    assert made["posted.native.json"]["client_id"] == "x" and "prompt" in made["posted.native.json"]
+    assert {path: path.read_bytes() for path in before} == before, "an original was changed"

@@ -3,13 +3,15 @@
 import copy
 
 import pytest
-from pack.tests.old_graphs import CASES, OldGraph, whole
+from pack.legacy import reduced
+from pack.legacy.native import FILE_COMBOS
+from pack.tests.old_graphs import CASES, OldGraph, problems, whole
 
 from .server import Prompt, Server
 
 WIDTH, HEIGHT, LENGTH, STEPS = 96, 64, 9, 2
 SMALL = {"width": WIDTH, "height": HEIGHT, "num_frames": LENGTH, "video_length": LENGTH, "steps": STEPS}
-SMALL |= {"base_resolution": 64}
+SMALL |= {"base_resolution": 64, "backend": "cudagraphs"}  # the other backend compiles for minutes on a CPU
 # Models that the tests have, for those that the graphs name.
 MODELS = {
     "THUDM/CogVideoX-5b-I2V": "feizhengcong/CogvideoX-Interpolation",
@@ -65,3 +67,15 @@ def test_every_form_of_every_node_runs(server: Server, node_type: str, era: int)
     run = server.run(posted(whole(node_type, era)))
     assert run.end == "execution_success", run.message
     assert len(run.files) == LENGTH
+
+
+def test_the_page_gets_graphs_that_fit_the_nodes_of_the_server(server: Server):
+    schema = {name: reduced(info) for name, info in server.object_info.items()}
+    for case in CASES:
+        reply = server.post("/cogvideox/convert", whole(*case).editor())
+        assert reply["report"]["converted"], case
+        # Models that the tests do not have: the value is there, the list has others.
+        wrong = [
+            one for one in problems(reply["graph"], schema) if not any(f" {name} is " in one for name in FILE_COMBOS)
+        ]
+        assert wrong == [], case

@@ -7,8 +7,21 @@ import comfy.samplers
 import execution
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
-from pack.legacy import convert, reduced, stored_schema
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
+from pack.legacy import convert, reduced, samplers, stored_schema
 from pack.legacy.native import FILE_COMBOS
 from pack.nodes import CogVideoXExtension
 from pack.nodes.host import legacy, loading, sampling
@@ -101,6 +114,66 @@ def test_the_noise_levels_are_those_the_wrapper_ran(mini, scheduler, steps, deno
     assert (ours - signal).abs().max() < 1e-6  # measured 5e-8, of the last, which stands for zero
 
 
+# What the wrapper made of each name of its lists, early ones last.
+SCHEDULERS = {
+    "CogVideoXDDIM": CogVideoXDDIMScheduler,
+    "CogVideoXDPMScheduler": CogVideoXDPMScheduler,
+    "DDIM": DDIMScheduler,
+    "LCMScheduler": LCMScheduler,
+    "DPM++": DPMSolverMultistepScheduler,
+    "UniPCMultistepScheduler": UniPCMultistepScheduler,
+    "Euler": EulerDiscreteScheduler,
+    "Euler A": EulerAncestralDiscreteScheduler,
+    "HeunDiscreteScheduler": HeunDiscreteScheduler,
+    "DEISMultistepScheduler": DEISMultistepScheduler,
+    "SASolverScheduler": SASolverScheduler,
+    "PNDM": PNDMScheduler,
+    "DDIM_tiled": CogVideoXDDIMScheduler,
+    "DPM": CogVideoXDPMScheduler,
+}
+
+
+def test_every_scheduler_of_the_wrapper_is_known():
+    assert SCHEDULERS.keys() == samplers.OWN_SAMPLERS.keys() | samplers.STOCK_SAMPLERS.keys()
+
+
+@pytest.mark.parametrize(("steps", "denoise"), [(25, 1.0), (50, 1.0), (50, 0.6)])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_keeps_its_timesteps_on_the_models_noise(mini, scheduler, steps, denoise):
+    """Each visited these timesteps once or more; the noise is that which the model was trained with at them."""
+    config = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction")
+    config |= dict(rescale_betas_zero_snr=True, snr_shift_scale=mini.model.variant.snr_shift_scale)
+    config |= dict(timestep_spacing="trailing", steps_offset=0, clip_sample=False, set_alpha_to_one=True)
+    theirs = SCHEDULERS[scheduler].from_config(config)
+    theirs.set_timesteps(steps)
+    visited = torch.unique(theirs.timesteps.round().long()).flip(0)
+    if scheduler == "PNDM":  # it also stops half way between the first of them
+        visited = visited[(visited + 1) % (1000 // steps) == 0]
+    visited = visited[steps - int(steps * denoise) :]
+    made = run_of(scheduler, steps, denoise)
+    sigmas = sampling.scheduler_sigmas(mini, made["steps"], made["denoise"])
+    trained = CogVideoXDDIMScheduler.from_config(config).alphas_cumprod.double()
+    signal = 1 / (1 + sigmas[:-1].double() ** 2)
+    assert len(signal) == len(visited) == int(steps * denoise)
+    assert (signal - trained[visited]).abs().max() < 1e-6  # measured 5e-8
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_guidance_of_every_scheduler_is_carried(scheduler):
+    graph = OldGraph()
+    loader = graph.add("DownloadAndLoadCogVideoModel", model="THUDM/CogVideoX-5b")
+    text = graph.add("CogVideoTextEncode", clip=(graph.add("CLIPLoader"), "CLIP"), prompt="a fox")
+    given = {"model": (loader, "model"), "positive": (text, "conditioning"), "negative": (text, "conditioning")}
+    graph.add("CogVideoSampler", scheduler=scheduler, cfg=4.5, seed=3, **given)
+    prompt, _ = convert(graph.prompt())
+    (inputs,) = [
+        node["inputs"] for node in prompt.values() if node["class_type"] in ("CogVideoXSampler", "SamplerCustom")
+    ]
+    assert inputs["cfg"] == 4.5 and inputs.get("seed", inputs.get("noise_seed")) == 3
+    dynamic = "reference" if SCHEDULERS[scheduler] is CogVideoXDPMScheduler else "off"
+    assert inputs.get("dynamic_cfg", "off") == dynamic
+
+
 @pytest.mark.parametrize("steps", [20, 50])
 def test_the_guidance_is_that_of_the_wrapper(mini, steps):
     """With dpm: 1 + cfg (1 - cos(pi ((N - t) / N)^5)) / 2 at training timestep t; with ddim, cfg."""
@@ -133,6 +206,29 @@ def test_percent_windows_hold_the_same_steps(mini):
         high, low = model_sampling.percent_to_sigma(start), model_sampling.percent_to_sigma(end)
         ours = [i for i in range(steps) if low <= sigmas[i] <= high]
         assert len(set(theirs) ^ set(ours)) <= 1  # one step more or less where a limit falls on a step
+
+
+@pytest.mark.parametrize("denoise", [1.0, 0.8, 0.5])
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.3), (0.1, 0.4), (0.2, 1.0)])
+def test_percent_windows_of_a_shortened_run_hold_the_same_steps(mini, denoise, start, end):
+    """The wrapper counted step i of the kept ones, by all steps: i / N."""
+    steps, kept = 20, int(20 * denoise)
+    graph = OldGraph()
+    loader = graph.add("DownloadAndLoadCogVideoModel", model="THUDM/CogVideoX-5b")
+    text = graph.add("CogVideoTextEncode", clip=(graph.add("CLIPLoader"), "CLIP"), prompt="a fox")
+    video = graph.add("CogVideoImageEncode", vae=(loader, "vae"), start_image=(graph.add("VHS_LoadVideo"), "IMAGE"))
+    enhance = graph.add("CogVideoEnhanceAVideo", start_percent=start, end_percent=end)
+    given = {"model": (loader, "model"), "positive": (text, "conditioning"), "negative": (text, "conditioning")}
+    given |= {"samples": (video, "samples"), "feta_args": (enhance, "feta_args")}
+    graph.add("CogVideoSampler", steps=steps, denoise_strength=denoise, **given)
+    made = {node["class_type"]: node["inputs"] for node in convert(graph.prompt())[0].values()}
+    window, run = made["CogVideoXEnhanceVideo"], made["CogVideoXSampler"]
+    sigmas = sampling.scheduler_sigmas(mini, run["steps"], run["denoise"])[:-1]
+    model_sampling = mini.get_model_object("model_sampling")
+    high, low = (model_sampling.percent_to_sigma(window[f"{name}_percent"]) for name in ("start", "end"))
+    theirs = {i for i in range(kept) if start <= i / steps <= end}
+    ours = {i for i in range(kept) if low <= sigmas[i] <= high}
+    assert len(theirs ^ ours) <= 1  # one step more or less where a limit falls on a step
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ const HISTORY_TRIES = 100;
 const HISTORY_WAIT_MS = 100;
 
 function graphsOf(graph) {
-  return [graph, ...(graph?.definitions?.subgraphs ?? [])].filter((part) => Array.isArray(part?.nodes));
+  const parts = [graph, ...(graph?.definitions?.subgraphs ?? []), ...Object.values(graph?.extra?.groupNodes ?? {})];
+  return parts.filter((part) => Array.isArray(part?.nodes));
 }
 
 function isOld(graph) {
@@ -43,6 +44,16 @@ async function remember(original, converted) {
   }
 }
 
+// Group nodes that were unfolded: the page has already complained of what they held.
+function forgive(missing, converted) {
+  const kept = converted.extra?.groupNodes ?? {};
+  const isGone = (entry) => {
+    const name = /workflow>([^']*)/.exec(entry?.hint ?? entry?.type ?? entry)?.[1];
+    return name !== undefined && !(name in kept);
+  };
+  for (let i = missing.length - 1; i >= 0; i--) if (isGone(missing[i])) missing.splice(i, 1);
+}
+
 function tell(report) {
   const notes = report.notes.slice(0, NOTES_SHOWN);
   const more = report.notes.length - notes.length;
@@ -59,7 +70,7 @@ function tell(report) {
 app.registerExtension({
   name: "CogVideoX.OldWorkflows",
 
-  async beforeConfigureGraph(graph) {
+  async beforeConfigureGraph(graph, missing) {
     const history = tracker();
     const undoing = history?._restoringState ?? history?.restoringState;
     if (undoing || !isOld(graph)) return;
@@ -74,6 +85,7 @@ app.registerExtension({
     if (converted) {
       for (const key of Object.keys(graph)) delete graph[key];
       Object.assign(graph, converted);
+      if (Array.isArray(missing)) forgive(missing, converted);
       remember(original, converted);
     }
     if (converted || report.notes.length) tell(report);
