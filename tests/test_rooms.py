@@ -22,7 +22,7 @@ OUTSIDE = {
     "nodes/host": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "gguf", "aiohttp"} | HOST,
     "nodes": {"torch", "folder_paths", "comfy_api"},
     "demo": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "aiohttp"},
-    "tools": {"torch", "safetensors", "numpy", "gguf", "comfy"},
+    "tools": {"torch", "safetensors", "numpy", "gguf", "comfy", "PIL", "av"},
     "dev.py": set(),
     "__init__.py": set(),
 }
