@@ -22,7 +22,7 @@ OUTSIDE = {
     "nodes/host": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "gguf", "aiohttp"} | HOST,
     "nodes": {"torch", "folder_paths", "comfy_api"},
     "demo": {"torch", "einops", "safetensors", "numpy", "PIL", "av", "aiohttp"},
-    "tools": {"torch", "safetensors", "numpy", "gguf", "comfy", "selenium"},
+    "tools": {"torch", "safetensors", "numpy", "gguf", "comfy", "PIL", "av", "selenium"},
     "dev.py": set(),
     "__init__.py": set(),
 }

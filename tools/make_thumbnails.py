@@ -27,7 +27,7 @@ FILM, LIGHT = (16, 16, 18), (208, 208, 204)
 CANVAS, MAP = (0.033, 0.085, 0.985, 0.975), (0.86, 0.74)
 BLUER, ROOM = 12, 8  # by how much groups are bluer than red, in levels of 255; px around them
 MOST_BYTES = 60_000
-QUALITIES = range(90, 40, -5)
+QUALITIES = range(90, 10, -5)
 
 
 def frames_of(video: Path) -> list[Image.Image]:

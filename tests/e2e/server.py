@@ -163,8 +163,9 @@ def on_the_built_in_model(prompt: Prompt) -> Prompt:
     loaders = {id: outputs[node["class_type"]] for id, node in prompt.items() if node["class_type"] in outputs}
     mini = {"class_type": "CogVideoXLoadPipeline", "inputs": {"pipeline": "cogvideox-mini", "weight_dtype": "auto"}}
     result = {"mini": mini} if loaders else {}
-    for id in prompt.keys() - loaders.keys():
-        node = prompt[id]
+    for id, node in prompt.items():
+        if id in loaders:
+            continue
         inputs = {
             name: ["mini", loaders[value[0]]] if is_link(value) and value[0] in loaders else value
             for name, value in node["inputs"].items()

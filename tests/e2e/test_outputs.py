@@ -24,7 +24,7 @@ SIZE = {"width": 96, "height": 64}
 RUN = {"length": world.FRAMES, "steps": 30, "seed": 7, "noise_seed": 7}
 # What the images and videos show that the workflows load.
 BALL = world.Scene("circle", "orange", "large", ("navy", "navy"), "none", "move", "right", "fast", (0.2, 0.5))
-STAR = world.Scene("star", "yellow", "large", ("maroon", "maroon"), "none", "move", "down-right", "fast", (0.3, 0.3))
+DISC = world.Scene("circle", "blue", "large", ("sand", "sand"), "none", "move", "down-right", "fast", (0.3, 0.3))
 SQUARE = world.Scene("square", "green", "large", ("mint", "mint"), "none", "move", "left", "fast", (0.7, 0.5))
 SLOW = replace(BALL, speed="slow", place=(0.0, 0.5))
 
@@ -48,20 +48,20 @@ def of_scene(scene: world.Scene, **more: Any) -> Case:
 CASES = {
     "demo_t2v": Case(colour="yellow", direction="up-right"),
     "demo_i2v": Case(colour="red", direction="right"),
-    "t2v": Case("a green triangle moves down and to the left", "green", "down-left"),
-    "t2v_15": Case("a purple star moves to the right", "purple", "right"),
+    "t2v": Case("a red square moves down and to the left on a sky blue background", "red", "down-left"),
+    "t2v_15": Case("a purple circle moves to the right on a sand background", "purple", "right"),
     "t2v_advanced": Case("an orange circle moves up", "orange", "up"),
-    "t2v_fast": Case("a blue square moves to the left", "blue", "left"),
+    "t2v_fast": Case("a blue square moves to the left on a white background", "blue", "left"),
     "t2v_riflex": Case("a cyan circle moves to the right", "cyan", "right", values=(("length", 33),)),
     "t2v_prompt": Case(colour="red", direction="left"),
-    "merge_blocks": Case("a pink square moves down", "pink", "down"),
+    "merge_blocks": Case("a pink square moves down on a mint background", "pink", "down"),
     "long_video": Case(
-        "a yellow circle bounces up and down",
-        "yellow",
+        "a green square rotates clockwise on a lavender background",
+        "green",
         values=(("length", 65), ("context_length", 17), ("context_overlap", 9)),
     ),
     "train_lora": Case("a green star moves to the right", "green", "right", values=(("steps", 20),)),
-    "i2v": of_scene(STAR),
+    "i2v": of_scene(DISC),
     "i2v_15": of_scene(SQUARE),
     "i2v_prompt": Case(colour="red", scene=replace(SQUARE, shape="circle", colour="red"), begins=True),
     "first_last_frame": of_scene(BALL),
@@ -89,7 +89,7 @@ def prepared(server: Server, name: str, case: Case) -> Prompt:
             node["inputs"]["file"] = f"{name}.mp4"
         if node["class_type"] == "LoadVideoTextDataSetFromFolder":
             node["inputs"]["folder"] = clips.name
-            for number, scene in enumerate((BALL, STAR, SQUARE)):
+            for number, scene in enumerate((BALL, DISC, SQUARE)):
                 videos.save(clips / f"{number}.mp4", world.render(scene), fps=8)
                 (clips / f"{number}.txt").write_text(world.caption(scene), encoding="utf-8")
         if node["class_type"] == "CogVideoXTextEncode" and "Negative" in node["_meta"]["title"]:
