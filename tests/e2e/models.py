@@ -8,6 +8,7 @@ import torch
 from pack.cogvideox.consisid import ConsisID, ConsisIDConfig
 from pack.cogvideox.controlnet import CogVideoXControlNet
 from pack.cogvideox.shader import DiffusionAsShader, ShaderConfig
+from pack.cogvideox.tiny_decoder import TinyDecoder
 from pack.cogvideox.tora import Tora, ToraConfig
 from pack.cogvideox.variants import ControlNetConfig
 from pack.demo import tiny_pipeline
@@ -107,6 +108,16 @@ def controlnet() -> dict[str, torch.Tensor]:
     return tiny_pipeline.random_weights(shapes, seed=7)
 
 
+def tiny_decoder() -> dict[str, torch.Tensor]:
+    """Return random weights of the tiny decoder for previews that keep its signals at one size, around grey."""
+    shapes = {key: value.shape for key, value in TinyDecoder().state_dict().items()}
+    weights = {key: torch.randn(shape) * (shape[1:].numel() or 16) ** -0.5 for key, shape in shapes.items()}
+    last = weights["decoder.22.weight"]
+    weights["decoder.22.weight"] = 0.3 * (last - last.mean((1, 2, 3), keepdim=True))
+    weights["decoder.22.bias"] = torch.full((3,), 0.5)
+    return weights
+
+
 def write(models: Path) -> None:
     """Write every model of the workflows below the folder `models`."""
     torch.manual_seed(0)
@@ -143,6 +154,7 @@ def write(models: Path) -> None:
         ("loras", "orbit_left_lora_weights", lora()),
         ("optical_flow", "raft_large_C_T_SKHT_V2-ff5fadd5", optical_flow()),
         ("controlnet", "diffusion_pytorch_model", controlnet()),
+        ("vae_approx", "taecvx", tiny_decoder()),
     ):
         (models / folder).mkdir(parents=True, exist_ok=True)
         save_file(weights, models / folder / f"{name}.safetensors")

@@ -7,13 +7,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pack.legacy import ERAS
 from pack.tests.old_graphs import whole
+from PIL import Image
 
+from . import videos
 from .server import PACK, ROOT, WORKFLOWS, Server
 
 ARTIFACTS = Path(os.environ.get("E2E_ARTIFACTS", ROOT / ".dev" / "artifacts"))
@@ -25,6 +30,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --disable-dev-shm-usage --no-proxy-server --window-size=1920,1200"
 ).split()
 SECONDS = 120
+COLOUR_ERROR = 30  # levels of 255, of the mean of a preview against that of the finished video
 LAYOUT_SECONDS = 1.5  # the page lays nodes and notes out over some frames and tells no end
 
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its driver: the page is not tested")
@@ -134,24 +140,101 @@ def test_missing_model_is_offered_for_download(server: Server, page):
     screenshot(page, "missing_model")
 
 
-def test_template_opens_from_its_address_and_runs_from_the_page(server: Server, page):
+SET = """
+const [settings, done] = arguments;
+Promise.all(Object.entries(settings).map(([name, value]) => app.extensionManager.setting.set(name, value)))
+  .then(() => done(""), done);
+"""
+FILL = """
+const [values, prompt] = arguments;
+for (const node of app.graph.nodes) for (const widget of node.widgets ?? []) {
+  if (widget.name in values) widget.value = values[widget.name];
+  if (widget.name === "text" && node.title === "Positive prompt") widget.value = prompt;
+}
+window.heard = [];
+comfyAPI.api.api.addEventListener("progress", ({ detail }) => {
+  const node = app.graph.getNodeById(detail.node);
+  heard.push([node?.type, detail.value, detail.max, document.querySelectorAll("video").length]);
+});
+"""
+CLIP = 'return document.querySelector(\'.dom-widget img[src^="blob:"], img[alt="Live sampling preview"]\')'
+COLOUR = """
+const canvas = document.createElement("canvas");
+[canvas.width, canvas.height] = [16, 16];
+const context = canvas.getContext("2d");
+context.drawImage(arguments[0], 0, 0, 16, 16);
+return [...context.getImageData(0, 0, 16, 16).data];
+"""
+VIDEO = """
+const video = document.querySelector("video");
+return video?.duration ? [video.videoWidth, video.videoHeight, video.duration] : null;
+"""
+STEPS = 8
+MINI = {"pipeline": "cogvideox-mini", "width": 96, "height": 64, "length": 9, "steps": STEPS, "seed": 1}
+RANDOM = {**MINI, "pipeline": "CogVideoX-5b", "length": 25}
+VUE = "Comfy.VueNodes.Enabled"
+
+
+def assert_moves(page) -> None:
+    """See the clip change in the page at two moments between which no other came."""
+
+    def look() -> tuple[str, np.ndarray]:
+        image = page.execute_script(CLIP)
+        drawn = Image.open(BytesIO(image.screenshot_as_png)).convert("RGB")
+        return image.get_attribute("src"), np.asarray(drawn, float)
+
+    def moved() -> bool:
+        (one, before), (other, after) = look(), look()
+        return one == other and before.shape == after.shape and np.abs(before - after).mean() > 1
+
+    wait_for("a clip that moves", moved)
+
+
+@pytest.mark.parametrize(
+    ("method", "vue", "values"),
+    [("auto", False, MINI), ("auto", True, MINI), ("taesd", False, RANDOM)],
+    ids=["classic canvas", "vue nodes", "tiny decoder"],
+)
+def test_template_opens_from_its_address_runs_and_shows_what_it_makes(server: Server, page, method, vue, values):
     page.get(f"{server.url}/?template=t2v&source={PACK}")
     wait_for("loading the page", lambda: page.execute_script(READY))
     loaded = "return app.graph?.nodes.some(node => node.type == 'CogVideoXLoadPipeline')"
     wait_for("the template", lambda: page.execute_script(loaded))
     assert page.execute_script(COMPLAINTS) == []
-    small = {"width": 96, "height": 64, "length": 9, "steps": 2}
-    page.execute_script(
-        "for (const node of app.graph.nodes) for (const widget of node.widgets ?? [])"
-        " if (widget.name in arguments[0]) widget.value = arguments[0][widget.name];",
-        small,
-    )
+    assert page.execute_async_script(SET, {"Comfy.Execution.PreviewMethod": method, VUE: vue}) == ""
+    page.execute_script(FILL, {**values, "seed": 1 + vue}, "a red ball moves to the right on a blue ground")
+    page.execute_script("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    wait_for("an idle server", lambda: not any(server.get("/queue").values()))
     before = set(server.get("/history"))
     page.execute_script("app.queuePrompt(0)")
-    (job,) = wait_for("the run", lambda: set(server.get("/history")) - before)
-    assert server.get(f"/history/{job}")[job]["status"]["status_str"] == "success"
-    wait_for("the video in the page", lambda: page.execute_script("return !!document.querySelector('video')"))
-    screenshot(page, "t2v_done")
+    try:
+        wait_for("the preview", lambda: page.execute_script(CLIP))
+        assert_moves(page)
+        pixels = np.reshape(page.execute_script(COLOUR, page.execute_script(CLIP)), (-1, 4))
+        assert pixels[:, :3].std() > 1, "the preview is of one colour"
+        ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        page.save_screenshot(str(ARTIFACTS / f"t2v_preview_{method}{'_vue' * vue}.png"))
+        (job,) = wait_for("the run", lambda: set(server.get("/history")) - before)
+        ran = server.get(f"/history/{job}")[job]
+        assert ran["status"]["status_str"] == "success"
+        assert wait_for("the video in the page", lambda: page.execute_script(VIDEO)) == [
+            values["width"],
+            values["height"],
+            pytest.approx(values["length"] / 8, abs=0.02),
+        ]
+        screenshot(page, f"t2v_done_{method}{'_vue' * vue}")
+    finally:
+        page.execute_async_script(SET, {"Comfy.Execution.PreviewMethod": "default", VUE: False})
+    heard = page.execute_script("return heard")
+    assert [(value, most) for node, value, most, _ in heard if node == "CogVideoXSampler"][-1] == (STEPS, STEPS)
+    decoded = [(value, most) for node, value, most, _ in heard if node == "VAEDecode"]
+    assert decoded == [(value, values["length"]) for value in range(9, values["length"] + 1, 8)]  # by chunks of eight
+    assert not any(finished for *_, finished in heard)  # what was seen so far was no finished video
+    if values is MINI:
+        (saved,) = (entry for output in ran["outputs"].values() for entry in output["images"])
+        frames = videos.read(server.base / "output" / saved["subfolder"] / saved["filename"]).frames
+        error = np.abs(pixels[:, :3].mean(0) - frames.mean((0, 1, 2))).max()
+        assert error <= COLOUR_ERROR, "the preview has other colours"
     assert page.execute_script(COMPLAINTS) == []
     assert page.execute_script(TOO_SMALL) == []
 
@@ -162,17 +245,84 @@ HISTORY = (
 )
 
 
-def test_a_graph_of_the_older_wrapper_opens_native_and_undo_brings_it_back(server: Server, page):
+def drop(page, file: Path) -> None:
+    """Drop a file on the canvas as the browser itself does for a hand."""
+    data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        page.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 900, "y": 900, "data": data})
+
+
+def test_a_dropped_graph_of_the_older_wrapper_opens_native_and_undo_brings_it_back(page, tmp_path):
     old = whole("CogVideoSampler", -1).editor()
-    page.execute_async_script("const [graph, done] = arguments; app.loadGraphData(graph).then(() => done(), done)", old)
+    old["groups"][0]["bounding"] = [-40, -80, 1980, 860]  # around its nodes
+    file = tmp_path / "old workflow.json"
+    file.write_text(json.dumps(old), encoding="utf-8")
+    drop(page, file)
     wait_for("the conversion", lambda: "CogVideoXSampler" in page.execute_script(NODE_TYPES))
     toasts = "return [...document.querySelectorAll('.p-toast-message')].map(one => one.innerText).join()"
-    wait_for("the word on it", lambda: "became native CogVideoX nodes" in page.execute_script(toasts))
+    told = wait_for("the word on it", lambda: page.execute_script(toasts))
+    assert re.search(r"\d+ nodes of the older CogVideoX wrapper became native CogVideoX nodes", told)
+    name = "return app.extensionManager.workflow.activeWorkflow.filename"
+    assert page.execute_script(name) == file.stem
     history = "return app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
     wait_for("the original in the history", lambda: page.execute_script(history))
     screenshot(page, "old_graph")
     page.execute_async_script(HISTORY.format("undo"))
     wait_for("the original", lambda: "CogVideoSampler" in page.execute_script(NODE_TYPES))
+    assert sorted(page.execute_script(NODE_TYPES)) == sorted(node["type"] for node in old["nodes"])
     page.execute_async_script(HISTORY.format("redo"))
     wait_for("the conversion again", lambda: "CogVideoXSampler" in page.execute_script(NODE_TYPES))
     assert not {node["type"] for node in old["nodes"]} & ERAS.keys() & set(page.execute_script(NODE_TYPES))
+
+
+TITLES = "return Object.fromEntries(app.graph.nodes.map(node => [node.type, node.constructor.title]))"
+TOOLTIPS = """
+return Object.fromEntries(app.graph.nodes.map(node => [node.type, Object.fromEntries(
+  [...node.inputs, ...(node.widgets ?? [])].map(one => [one.name, one.tooltip]))]));
+"""
+SELECT = """
+app.canvas.selectNode(app.graph.nodes.find(node => node.type === arguments[0]));
+app.extensionManager.command.execute("Comfy.Canvas.FitView");
+"""
+CLICK_INFO = "const button = document.querySelector('[data-testid=info-button]'); button?.click(); return !!button"
+HELP = """
+const [first, picture] = arguments;
+const help = document.querySelector(".node-help-content"), image = help?.querySelector("img");
+return image?.naturalWidth > 0 && new URL(image.src).pathname === picture && help.innerText.startsWith(first);
+"""
+
+
+@pytest.mark.parametrize(
+    ("locale", "nodes"),
+    [("zh", ("CogVideoXSampler", "CogVideoXLoadPipeline", "CogVideoXTextEncode")), ("en", ("CogVideoXSampler",))],
+)
+def test_names_tooltips_and_help_are_in_the_language_of_the_page(server: Server, page, locale, nodes):
+    names = json.loads((ROOT / "locales" / locale / "nodeDefs.json").read_text("utf-8"))
+    server.post("/settings", {"Comfy.Locale": locale})
+    try:
+        page.get(f"{server.url}/?template=t2v&source={PACK}")
+        wait_for("loading the page", lambda: page.execute_script(READY))
+        wait_for("the template", lambda: "CogVideoXLoadPipeline" in page.execute_script(NODE_TYPES))
+        titles = wait_for("the names", lambda: page.execute_script(TITLES))
+        for node in nodes:
+            assert titles[node] == names[node]["display_name"]
+            page.execute_script(SELECT, node)
+            wait_for("the button", lambda: page.execute_script(CLICK_INFO))
+            file = ROOT / "web" / "docs" / (f"{node}.md" if locale == "en" else f"{node}/zh.md")
+            first, picture = file.read_text("utf-8").splitlines()[0], f"/extensions/{PACK}/docs/{node}/{locale}.webp"
+            wait_for(f"the help of {node}", partial(page.execute_script, HELP, first, picture))
+        tooltips = page.execute_script(TOOLTIPS)
+        for node in nodes:
+            for name, texts in names[node]["inputs"].items():
+                assert tooltips[node][name] == texts["tooltip"]
+        time.sleep(LAYOUT_SECONDS)
+        page.save_screenshot(str(ARTIFACTS / f"help_{locale}.png"))
+    finally:
+        server.post("/settings", {"Comfy.Locale": "en"})
+
+
+def test_the_console_has_no_error_of_ours(server: Server, page):
+    """Of all the tests before this one. Missing files that are not ours are the page's own affair."""
+    errors = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+    errors = [error for error in errors if error.startswith(server.url)]
+    assert [error for error in errors if "Failed to load resource" not in error or f"/{PACK}" in error] == []

@@ -56,6 +56,9 @@ def test_workflow_makes_its_video(server: Server, name: str):
     assert sampling[-1] == (STEPS, STEPS)
     decoding = run.progress(*DECODERS)
     assert decoding == sorted(decoding) and decoding[-1] == (values["length"], values["length"])
+    if encoding := run.progress("CogVideoXVAEEncode"):
+        assert encoding == sorted(encoding) and encoding[-1] == ((LENGTH - 1) // 4 + 1,) * 2
+    assert encoding or name != "v2v"
     saver = next(key for key, node in run.prompt.items() if node["class_type"] == "SaveVideo")
     assert saver in [data["node"] for data in run.of("executed")]
 
