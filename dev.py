@@ -45,6 +45,15 @@ HOSTS = {
 }
 NEWEST, OLDEST = HOSTS  # what the pack is tested on
 HOST_FOLDER = "vendor/ComfyUI"
+# What another host breaks first: the part of the tests that is run on older ones, in about four minutes.
+PART = [
+    *("tests/host/test_locales.py", "tests/host/test_signatures.py", "tests/host/test_nodes.py"),
+    *("tests/host/test_pipelines.py", "tests/host/test_text.py", "tests/host/test_loading.py"),
+    *("tests/host/test_vae.py", "tests/host/test_lora.py", "tests/host/test_previews.py"),
+    *("tests/e2e/test_registered.py", "tests/e2e/test_validation.py"),
+    *(f"tests/e2e/test_workflows_run.py::test_workflow_makes_its_video[{name}]" for name in ("t2v", "i2v")),
+    *("-k", "not estimate and not fall_back and not less_memory"),  # of the VAE: slow, and the same on every host
+]
 HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI.git"
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # the three that fit together
@@ -432,6 +441,9 @@ def find_browser() -> bool:
 
 def test(args: argparse.Namespace, extra: list[str]) -> int:
     comfyui = set_up(args, with_tests=True)
+    if args.host not in (None, NEWEST) and not extra:
+        say(f"on ComfyUI {args.host} a part of the tests is run; pytest arguments choose another")
+        extra = PART
     if not find_browser():
         say("no Chromium with its driver here, and none could be installed: the page tests are not run")
     env = {**os.environ, "COMFYUI_PATH": str(comfyui)}

@@ -287,6 +287,26 @@ def test_pytest_arguments_pass_through():
         dev.parse(["serve", "--host", "0.1.0"])
 
 
+def test_the_part_for_older_hosts_is_run_on_those_alone(monkeypatch):
+    ran = []
+    monkeypatch.setattr(dev, "set_up", lambda args, with_tests: ROOT)
+    monkeypatch.setattr(dev, "find_browser", lambda: True)
+    monkeypatch.setattr(dev.subprocess, "call", lambda command, **_: ran.append(command[3:]) or 0)
+    for host, extra in ((None, []), (dev.NEWEST, []), (dev.OLDEST, []), (dev.OLDEST, ["-x"])):
+        assert dev.test(arguments(host=host), extra) == 0
+    assert ran[2::3] == [[], [], dev.PART, ["-x"]]
+    files = [part.partition("::")[0] for part in dev.PART if part.startswith("tests/")]
+    assert all((ROOT / file).is_file() for file in files) and len(files) > 10
+
+
+def test_the_one_test_command_runs_on_oldest_and_newest():
+    lines = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert [line.split("dev.py ")[1].split(" <")[0] for line in lines if "dev.py " in line] == [
+        f"test --host {dev.OLDEST}",
+        "test",
+    ]
+
+
 # Saved graph to API prompt
 
 INFO = {

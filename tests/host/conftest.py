@@ -11,6 +11,7 @@ sys.path.insert(0, COMFYUI)
 sys.argv = ["x", "--cpu", "--base-directory", tempfile.mkdtemp(prefix="cogvideox-host-")]
 
 import comfy.options  # noqa: E402
+import utils.json_util  # noqa: E402, F401 - of the host, before another package brings a module of this name
 
 comfy.options.enable_args_parsing()
 

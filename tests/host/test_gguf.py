@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 
 from .pipelines import relative_error
 from .test_loading import fused, parameters, released_sizes, save_with_stock_node, saved, velocity, video
+from .versions import newer_only
 
 # Relative error of one forward on random weights against the same weights in fp32: bounds about twice what they give.
 FORWARD = {"Q8_0": 5e-3, "Q6_K": 2e-2, "Q5_K": 4e-2, "Q5_0": 4e-2, "Q4_K": 7e-2, "Q4_0": 8e-2}
@@ -338,6 +339,7 @@ TRAINING = dict(
 )
 
 
+@newer_only
 @pytest.mark.parametrize("bypass", [False, True])
 def test_the_stock_node_trains_a_lora_on_blocks(bypass, tmp_path):
     patcher = loading.load_model(FILES["gguf"](tmp_path, "Q4_K"))
