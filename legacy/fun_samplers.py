@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .graph import Node, Source
-from .report import Missing
+from .report import Missing, label
 from .samplers import Samplers
 
 
@@ -50,7 +50,9 @@ class FunSamplers(Samplers):
         video, control = (self.native(self.source(node, name)) for name in ("validation_video", "control_video"))
         size = self.bucket(node, video or control, node) if video or control else None
         latent: Source | None = None
-        if control is not None:
+        if control is not None and not self._is_control(node):
+            self.report.note(f"{label(node)}: its model takes no control video, which was left out.")
+        elif control is not None:
             names = (node, "control_strength", "control_start_percent", "control_end_percent")
             try:
                 conds, latent = self._beside_control(node, conds, control, names, size)

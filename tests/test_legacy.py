@@ -432,6 +432,14 @@ def test_switches_and_operations_of_other_packs_stay_in_between():
     assert notes == []
 
 
+def test_a_control_video_is_for_models_that_take_one():
+    graph = whole("CogVideoXFunVid2VidSampler", 0)
+    new, notes = native(graph)
+    assert not by_type(new, "CogVideoXControlToVideo") and any("takes no control video" in note for note in notes)
+    graph.nodes[0]["widgets_values"][0] = "alibaba-pai/CogVideoX-Fun-V1.1-5b-Pose"
+    assert len(by_type(native(graph)[0], "CogVideoXControlToVideo")) == 1
+
+
 def test_a_muted_image_is_not_given():
     graph = whole("CogVideoImageEncode", -1)
     for mode in (2, 4):

@@ -59,6 +59,11 @@ def posted(graph: OldGraph) -> Prompt:
             inputs.update({k: MODELS[v] for k, v in inputs.items() if isinstance(v, str) and v in MODELS})
     if any(node["class_type"] == "GetVideoComponents" for node in prompt.values()):
         prompt["video"] = copy.deepcopy(VIDEO)
+    for node in list(prompt.values()):  # a video that gives the run its length; elsewhere longer ones are cut
+        if node["class_type"] == "CogVideoControlImageEncode":
+            inputs = {"image": node["inputs"]["control_video"], "batch_index": 0, "length": LENGTH}
+            prompt["cut"] = {"class_type": "ImageFromBatch", "inputs": inputs}
+            node["inputs"]["control_video"] = ["cut", 0]
     return prompt
 
 
