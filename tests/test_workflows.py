@@ -365,6 +365,7 @@ def test_blueprint_is_one_node_whose_inside_is_joined(title):
     assert node["type"] == inside["id"] and node["title"] == inside["name"] == title
     assert [entry["name"] for entry in node["inputs"]] == [entry["name"] for entry in inside["inputs"]]
     assert [entry["type"] for entry in node["outputs"]] == ["VIDEO"]
+    assert len(node["widgets_values"]) == len(make_blueprints.BLUEPRINTS[title].widgets)
     nodes = {one["id"]: one for one in inside["nodes"]}
     links = {link["id"]: link for link in inside["links"]}
     for link in links.values():

@@ -83,6 +83,14 @@ def of(nodes: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return found
 
 
+def value_of(node: dict[str, Any], widget: str) -> Any:
+    """Return the saved value of a widget; the page saves one of its own after a seed."""
+    names = [entry["name"] for entry in node["inputs"] if entry.get("widget")]
+    if "seed" in names and "control_after_generate" not in names:
+        names.insert(names.index("seed") + 1, "control_after_generate")
+    return node["widgets_values"][names.index(widget)]
+
+
 def end(id: int, left: float, top: float, slots: int) -> dict[str, Any]:
     return {"id": id, "bounding": [left, top, 120, 2 * ROW + ROW * slots]}
 
@@ -146,7 +154,8 @@ def build(title: str, blueprint: Blueprint) -> dict[str, Any]:
             "proxyWidgets": [[str(of(nodes, name)["id"]), widget] for name, widget, _ in blueprint.widgets],
             "cnr_id": "cogvideox-native",
         },
-        "widgets_values": [],
+        # Said again outside: the page may remember the value of a node that had this id before.
+        "widgets_values": [value_of(of(nodes, name), widget) for name, widget, _ in blueprint.widgets],
     }
     subgraph = {
         "id": id,
