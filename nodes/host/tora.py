@@ -87,13 +87,14 @@ def load_tora(model, path: Path, extractor: Path | None = None, weight_dtype: st
     return with_branch(model, NAME, network, diffusion_model)
 
 
-def read_paths(text: str, width: int, height: int) -> list[list[tuple[float, float]]]:
+def read_paths(given: str | list, width: int, height: int) -> list[list[tuple[float, float]]]:
     """Return the paths of a spline editor's JSON, in pixels of the video, as whole numbers on Tora's canvas.
 
-    Points are {"x": 1, "y": 2} or [1, 2]; a path is a list of points, and the text one path or a list of them.
+    Points are {"x": 1, "y": 2} or [1, 2]; a path is a list of points, and the text one path or a list of them. Editors
+    of several paths hand on a list of texts.
     """
     try:
-        values = json.loads(text.replace("'", '"'))
+        values = json.loads(given.replace("'", '"')) if isinstance(given, str) else given
     except json.JSONDecodeError:
         values = None
     if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
@@ -127,7 +128,7 @@ def trajectory(
     negative,
     vae,
     latent: dict,
-    coordinates: str,
+    coordinates: str | list,
     strength: float,
     start_percent: float,
     end_percent: float,
