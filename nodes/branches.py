@@ -9,7 +9,15 @@ from .host.consisid import identity_to_video, load_consisid
 from .host.files import model_file, pipelines
 from .host.shader import load_shader, tracking_conditioning
 from .host.tora import load_tora, trajectory
-from .inputs import branch_inputs, made_inputs, prompt_inputs, size_inputs, steering_inputs
+from .inputs import (
+    branch_inputs,
+    made_inputs,
+    prompt_inputs,
+    prompt_outputs,
+    size_inputs,
+    steering_inputs,
+    video_outputs,
+)
 from .loaders import MODEL_FOLDERS, listed
 
 LOADERS = "CogVideoX/loaders"
@@ -97,8 +105,7 @@ class CogVideoXTrajectory(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="Prompt with the paths attached."),
-                io.Conditioning.Output(display_name="negative", tooltip="Negative prompt with the paths attached."),
+                *prompt_outputs("the paths"),
                 io.Image.Output(display_name="preview", tooltip="The paths drawn, one picture for each frame."),
             ],
         )
@@ -184,12 +191,7 @@ class CogVideoXTrackingVideo(io.ComfyNode):
                 ),
                 *steering_inputs(),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="Prompt with the tracking video attached."),
-                io.Conditioning.Output(
-                    display_name="negative", tooltip="Negative prompt with the tracking video attached."
-                ),
-            ],
+            outputs=prompt_outputs("the tracking video"),
         )
 
     @classmethod
@@ -270,11 +272,7 @@ class CogVideoXIdentityToVideo(io.ComfyNode):
                     tooltip="The face's key points drawn on black, for weights trained with them.",
                 ),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="Prompt with the face attached."),
-                io.Conditioning.Output(display_name="negative", tooltip="Negative prompt with the face attached."),
-                io.Latent.Output(display_name="latent", tooltip="Empty video of this size, for the sampler."),
-            ],
+            outputs=video_outputs("the face"),
             hidden=[io.Hidden.unique_id],
         )
 

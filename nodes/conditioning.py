@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .host.conditioning import Span, image_to_video
 from .host.text_encoder import show_on_node
-from .inputs import noise_seed_input, prompt_inputs, size_inputs
+from .inputs import noise_seed_input, prompt_inputs, size_inputs, video_outputs
 
 CATEGORY = "CogVideoX/conditioning"
 
@@ -102,11 +102,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="Prompt with the images attached."),
-                io.Conditioning.Output(display_name="negative", tooltip="Negative prompt with the images attached."),
-                io.Latent.Output(display_name="latent", tooltip="Empty video of this size, for the sampler."),
-            ],
+            outputs=video_outputs("the images"),
             hidden=[io.Hidden.unique_id],
         )
 

@@ -1,4 +1,4 @@
-"""Inputs that several nodes share, by the same ids, ranges and defaults."""
+"""Inputs and outputs that several nodes share, by the same ids, ranges and defaults."""
 
 from __future__ import annotations
 
@@ -50,6 +50,19 @@ def made_inputs() -> list[io.Input]:
         vae_input(),
         io.Latent.Input("latent", tooltip="The empty video to sample; it says size and frames."),
     ]
+
+
+def prompt_outputs(what: str) -> list[io.Output]:
+    """Return the prompts of a node that attaches `what` to both."""
+    return [
+        io.Conditioning.Output(display_name="positive", tooltip=f"Prompt with {what} attached."),
+        io.Conditioning.Output(display_name="negative", tooltip=f"Negative prompt with {what} attached."),
+    ]
+
+
+def video_outputs(what: str, latent: str = "Empty video of this size, for the sampler.") -> list[io.Output]:
+    """Return the prompts with `what` attached and the video to sample."""
+    return [*prompt_outputs(what), io.Latent.Output(display_name="latent", tooltip=latent)]
 
 
 def size_inputs() -> list[io.Input]:

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from .conditioning import CATEGORY, shown
 from .host.conditioning import Span
 from .host.video_conditioning import control_to_video, inpaint_video, remove_from_video
-from .inputs import noise_seed_input, prompt_inputs, size_inputs
+from .inputs import noise_seed_input, prompt_inputs, size_inputs, video_outputs
 
 
 def span_inputs() -> list[io.Input]:
@@ -84,13 +84,7 @@ class CogVideoXInpaintVideo(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="Prompt with the masked video attached."),
-                io.Conditioning.Output(
-                    display_name="negative", tooltip="Negative prompt with the masked video attached."
-                ),
-                io.Latent.Output(display_name="latent", tooltip="Empty video, or the video itself, for the sampler."),
-            ],
+            outputs=video_outputs("the masked video", "Empty video, or the video itself, for the sampler."),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -156,13 +150,7 @@ class CogVideoXControlToVideo(io.ComfyNode):
                     tooltip="First frame, for a model with channels for an image beside those for control.",
                 ),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="Prompt with the control video attached."),
-                io.Conditioning.Output(
-                    display_name="negative", tooltip="Negative prompt with the control video attached."
-                ),
-                io.Latent.Output(display_name="latent", tooltip="Empty video of this size, for the sampler."),
-            ],
+            outputs=video_outputs("the control video"),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -232,13 +220,7 @@ class CogVideoXVOIDConditioning(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="Prompt with mask and video attached."),
-                io.Conditioning.Output(
-                    display_name="negative", tooltip="Negative prompt with mask and video attached."
-                ),
-                io.Latent.Output(display_name="latent", tooltip="Empty video of this size, for the sampler."),
-            ],
+            outputs=video_outputs("mask and video"),
             hidden=[io.Hidden.unique_id],
         )
 

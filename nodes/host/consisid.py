@@ -123,9 +123,9 @@ def identity_to_video(
     if face_keypoints is not None:
         check_image("picture of key points", face_keypoints)
         picture = fit("picture of key points", face_keypoints[:1], width, height)[0]
-        known = made.positive[0][1]["concat_latent_image"]  # made above, for both prompts
-        if known.shape[2] > KEYPOINT_FRAME:
-            known[:, :, KEYPOINT_FRAME] = encode_frames(vae, picture)
+        for _, values in [*made.positive, *made.negative][:1]:  # all prompts hold the tensor that was made above
+            if values["concat_latent_image"].shape[2] > KEYPOINT_FRAME:
+                values["concat_latent_image"][:, :, KEYPOINT_FRAME] = encode_frames(vae, picture)
     attachment = Identity(NAME, LOADER, {}, {EMBEDDING: embedding, MAPS: maps}, strength, window)
     prompts = attach(made.positive, attachment), attach(made.negative, attachment)
     return VideoConditioning(*prompts, made.latent, made.note)

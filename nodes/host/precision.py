@@ -34,7 +34,11 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 # The weights that stand eight bits: the large matrices of the blocks. Embeddings, norms with their linear layers, and
 # biases do not (the keep list of the older pack and of torchao's CogVideoX recipe; 1.5 breaks with a narrow `norm1`).
-EIGHT_BIT = LARGE_MATRIX
+# Of ConsisID the same: attention and feed-forward, not what maps the features of a face.
+EIGHT_BIT = re.compile(
+    rf"{LARGE_MATRIX.pattern}|perceiver_cross_attention\.\d+\.to_(q|kv|out)\.weight"
+    r"|local_facial_extractor\.layers\.\d+\.(0\.to_(q|kv|out)|1\.(1|3))\.weight"
+)
 
 # Of those, the ones that may also multiply in eight bits. The host rounds what goes into them as it is, between -448
 # and 448: normalised tokens and what attention makes of them stay in there, the hidden layer of the feed-forward may

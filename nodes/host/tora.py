@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ from .vae import require_cogvideox_vae
 
 NAME, LOADER = "Tora", "Load CogVideoX Tora"
 FLOW = "tora_flow"
+
+FARTHEST = 2**31  # px; more is no place that an editor has
 
 LINE, DOT = (255, 1, 1), (160, 230, 100)  # as the authors draw paths
 LINE_WIDTH, DOT_RADIUS, LINE_OPACITY = 2, 3, 0.7
@@ -95,11 +96,12 @@ def read_paths(given: str | list, width: int, height: int) -> list[list[tuple[fl
     """
     try:
         values = json.loads(given.replace("'", '"')) if isinstance(given, str) else given
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         values = None
     if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
         return [path for value in values for path in read_paths(value, width, height)]
-    paths = values if _depth(values) == 2 else [values]
+    several = isinstance(values, list) and values and isinstance(values[0], list) and _point(values[0]) is None
+    paths = values if several else [values]
     points = [[_point(value) for value in path] for path in paths if isinstance(path, list) and path]
     if not points or any(None in path for path in points):
         raise ValueError(
@@ -111,16 +113,9 @@ def read_paths(given: str | list, width: int, height: int) -> list[list[tuple[fl
 
 def _point(value: Any) -> tuple[float, float] | None:
     pair = [value.get("x"), value.get("y")] if isinstance(value, dict) else value
-    if isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int | float) and isfinite(n) for n in pair):
+    if isinstance(pair, list) and len(pair) == 2 and all(type(n) in (int, float) and abs(n) < FARTHEST for n in pair):
         return float(pair[0]), float(pair[1])
     return None
-
-
-def _depth(value: Any) -> int:
-    """Return how many lists lie around the first point."""
-    if not isinstance(value, list) or not value or _point(value) is not None:
-        return 0
-    return 1 + _depth(value[0])
 
 
 def trajectory(

@@ -148,7 +148,7 @@ def fit_levels(
             f"The mask has {mask.shape[0]} frames and the video {length}. "
             "Give a mask for each frame, or one mask for all."
         )
-    mask = mask.float()[:, None]
+    mask = mask.to(video.device, torch.float32)[:, None]
     size = video.shape[1:3]
     if mask.shape[2:] != size:
         mask = torch.nn.functional.interpolate(mask, size=size, mode=method)

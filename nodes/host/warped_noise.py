@@ -18,6 +18,7 @@ from .progress import host_progress
 # RAFT sees the frames at half size, as in the authors' code, in multiples of 8 px; its smallest feature map needs 128.
 FLOW_SCALE, FLOW_STEP, FLOW_LEAST = 0.5, 8, 128
 ASPECT_SLACK = 0.02  # how far the shapes of flow and video may be apart
+WORKING_NOISE = 9  # numbers held at once in a step of warping, for each of the fine noise; counted as live tensors
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class WarpedNoise:
     def generate_noise(self, latent: dict) -> torch.Tensor:
         """Return noise for LATENT [B, 16, T, H, W]; each video of the batch has its own, all move alike."""
         batch, channels, count, height, width = check_video(latent["samples"])
-        flows = self.flows_of(pixel_frames(count), height, width).to(comfy.model_management.get_torch_device())
+        device = comfy.model_management.get_torch_device()
+        fine = channels * height * width * self.detail**2 * self.flows.itemsize
+        comfy.model_management.free_memory(WORKING_NOISE * fine, device)  # of what earlier nodes have left there
+        flows = self.flows_of(pixel_frames(count), height, width).to(device)
 
         def step(done: int, total: int) -> None:
             # The node at work is the sampler, whose progress bar counts steps.

@@ -220,8 +220,9 @@ def test_a_conditioning_mask_keeps_the_control_to_its_part():
     assert relative_error(out[..., :half], none[..., :half]) > 1e-3
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 2e-2), ("fp8_e4m3fn", 6e-2)])
+@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 1e-2), ("fp8_e4m3fn", 4e-2), ("fp8_e5m2", 9e-2)])
 def test_narrow_weights_steer_nearly_as_wide_ones(dtype, bound):
+    """Measured: 2.3e-3, 1.7e-2 and 3.8e-2 of the latents after one step at guidance 6."""
     error = relative_error(controlled(net=load_controlnet(file(), dtype), steps=1), controlled(steps=1))
     assert 0 < error < bound
 

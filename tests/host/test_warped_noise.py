@@ -1,5 +1,6 @@
 """The NOISE of Go-with-the-Flow in the host: against its own port of the authors' code, and in both latent layouts."""
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from comfy_extras import void_noise_warp
 from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, SamplerCustomAdvanced
+from pack.benchmarks.counting import peak_of
 from pack.cogvideox import warped_noise as warping
 from pack.nodes.host import warped_noise
 from pack.nodes.host.conditioning import empty_latent
@@ -54,6 +56,16 @@ def pictures(frames=FRAMES, height=HEIGHT, width=WIDTH, right=8.0, flow_range=64
 
 def source(flow, seed=SEED, downsampling="nearest", degradation=0.0, detail=4):
     return warped_noise.warped_noise_source(seed, downsampling, degradation, detail, 64.0, flow=flow)
+
+
+@pytest.mark.parametrize("strength", [0.5, 3.0])
+def test_the_host_makes_room_for_what_a_step_holds(strength, monkeypatch):
+    freed = []
+    monkeypatch.setattr(comfy.model_management, "free_memory", lambda memory, device: freed.append(memory))
+    flow = torch.randn(8, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(SEED)) * strength / 64 + 0.5
+    made, latent = source(flow, detail=32), empty_latent(WIDTH, HEIGHT, 9, 1)
+    peak = peak_of(lambda: made.generate_noise(latent), made.flows)
+    assert peak <= freed[0] <= 1.25 * peak
 
 
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (64, 64), (96, 64)])
