@@ -9,6 +9,7 @@ import { api } from "../../../scripts/api.js";
 const HEAD = 21; // bytes of RIFF, size, WEBP, VP8X, size, flags
 const ANIMATED = 0x02; // of the flags
 const WIDGET = "$$comfy_animation_preview"; // the page's own name, under which it puts the image in
+const STILL = "$$canvas-image-preview"; // the page's widget for images that do not move
 const HEIGHT = 220; // as the page gives a still preview
 
 const clips = new WeakSet(); // nodes whose last preview moves
@@ -29,7 +30,7 @@ function nodeAt(id) {
   return node;
 }
 
-function play(node) {
+function play(node, size) {
   if (!clips.has(node)) {
     clips.add(node);
     let said = false;
@@ -38,6 +39,12 @@ function play(node) {
       get: () => said || clips.has(node),
       set: (value) => (said = value),
     });
+    const still = node.widgets?.findIndex((widget) => widget.name === STILL) ?? -1;
+    if (still >= 0) {
+      // The page was quicker and has made room for a still image.
+      node.widgets.splice(still, 1)[0].onRemove?.();
+      node.setSize(size);
+    }
   }
   if (node.widgets?.some((widget) => widget.name === WIDGET)) return;
   const options = { hideOnZoom: false, canvasOnly: true, serialize: false, getMinHeight: () => HEIGHT };
@@ -47,8 +54,9 @@ function play(node) {
 }
 
 api.addEventListener("b_preview_with_metadata", async ({ detail }) => {
-  const moves = await isClip(detail.blob);
   const node = nodeAt(detail.displayNodeId ?? detail.nodeId);
-  if (node && moves) play(node);
-  else if (node) clips.delete(node);
+  if (!node) return;
+  const size = [...node.size];
+  if (await isClip(detail.blob)) play(node, size);
+  else clips.delete(node);
 });
