@@ -199,6 +199,18 @@ class VAE(comfy.sd.VAE):
         check_latents(samples)
         return super().decode_tiled(samples, **tiles)
 
+    def decode_tiled_3d(self, samples, overlap, tile_t=None, **tiles):
+        """Decode in the model's own tiles, for hosts that know no `handles_tiling` (0.24.1) and ask for theirs here."""
+        latents = samples.to(device=self.device, dtype=self.vae_dtype)
+        frames = self.first_stage_model.decode_tiled(latents, overlap=overlap[-1], **tiles)
+        return self.process_output(frames.to(device=self.output_device, dtype=self.vae_output_dtype(), copy=True))
+
+    def encode_tiled_3d(self, pixels, overlap, tile_t=None, **tiles):
+        """Encode in the model's own tiles, as above."""
+        pixels = self.process_input(pixels).to(device=self.device, dtype=self.vae_dtype)
+        latents = self.first_stage_model.encode_tiled(pixels, overlap=overlap[-1], **tiles)
+        return latents.to(device=self.output_device, dtype=self.vae_output_dtype())
+
     def vae_encode_crop_pixels(self, pixels):
         if pixels.ndim < 5:
             return super().vae_encode_crop_pixels(pixels)
