@@ -115,8 +115,10 @@ FOLDER_LOADERS = {
 }
 ABSOLUTE = re.compile(r"(^|[\s\"'(])(/\w+/|~/|[A-Za-z]:[\\/]|\\\\|file:)")
 LONG = {"long_video": 161, "t2v_riflex": 97}  # frames, where more than the model makes is the point
+PREVIEWED = ("CogVideoXSampler", "KSampler", "SamplerCustomAdvanced")
 GROUPS = ["Models", "Prompt", "Video", "Save"]  # in every workflow, others between
 TITLE_HEIGHT = 30
+PREVIEW = 230  # px that the clip of a preview takes beneath a sampler, which grows by it (web/js/preview.js)
 
 # What CogVideoX's authors publish for 50 steps with guidance on one A100, in seconds (table of models in the README of
 # zai-org/CogVideo), and the clip it is for: width, height, frames; the width of the network and its latents in a patch.
@@ -334,6 +336,16 @@ def test_nodes_stand_apart_and_inside_titled_groups(graph):
     for type, (left, top, right, bottom) in boxes:
         inside = [area for area in areas if area[0] < left and area[1] < top and right < area[2] and bottom < area[3]]
         assert len(inside) == 1, f"{type} is in {len(inside)} groups"
+
+
+@each_graph
+def test_preview_of_a_sampler_has_room_in_its_group(graph):
+    for node in nodes_of(graph, *PREVIEWED):
+        left, top, right, bottom = box(node)
+        room = left, bottom, right, bottom + PREVIEW
+        assert [other["type"] for other in graph["nodes"] if overlap(box(other), room)] == []
+        areas = [group["bounding"] for group in graph["groups"]]
+        assert any(x < left and y < top and right < x + w and bottom + PREVIEW < y + h for x, y, w, h in areas)
 
 
 @each_graph
