@@ -56,6 +56,7 @@ PART = [
     *(f"tests/e2e/test_workflows_run.py::test_workflow_makes_its_video[{name}]" for name in ("t2v", "i2v")),
     *("-k", " and ".join(f"not {name}" for name in SLOW)),
 ]
+MOST_WORKERS = 4  # of the tests at once; each holds up to 3 GB
 HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI.git"
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # the three that fit together
@@ -449,6 +450,9 @@ def test(args: argparse.Namespace, extra: list[str]) -> int:
     if not find_browser():
         say("no Chromium with its driver here, and none could be installed: the page tests are not run")
     env = {**os.environ, "COMFYUI_PATH": str(comfyui)}
+    if not extra or extra is PART:  # a file at a time on each core; the models are too small to use several
+        extra = ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS)), "--dist", "loadfile", *extra]
+        env.setdefault("OMP_NUM_THREADS", "1")
     codes = []
     for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pytest", *extra]):
         say(" ".join(command))
