@@ -291,10 +291,12 @@ def test_the_part_for_older_hosts_is_run_on_those_alone(monkeypatch):
     ran = []
     monkeypatch.setattr(dev, "set_up", lambda args, with_tests: ROOT)
     monkeypatch.setattr(dev, "find_browser", lambda: True)
+    monkeypatch.setattr(dev.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(dev.subprocess, "call", lambda command, **_: ran.append(command[3:]) or 0)
     for host, extra in ((None, []), (dev.NEWEST, []), (dev.OLDEST, []), (dev.OLDEST, ["-x"])):
         assert dev.test(arguments(host=host), extra) == 0
-    assert ran[2::3] == [[], [], dev.PART, ["-x"]]
+    workers = ["-n", "2", "--dist", "loadfile"]
+    assert ran[2::3] == [workers, workers, [*workers, *dev.PART], ["-x"]]
     files = [part.partition("::")[0] for part in dev.PART if part.startswith("tests/")]
     assert all((ROOT / file).is_file() for file in files) and len(files) > 10
 
