@@ -199,6 +199,12 @@ class VAE(comfy.sd.VAE):
         check_latents(samples)
         return super().decode_tiled(samples, **tiles)
 
+    def encode_tiled(self, pixel_samples, *args, **tiles):
+        if pixel_samples.ndim < 5:
+            return super().encode_tiled(pixel_samples, *args, **tiles)
+        # A batch of videos [B, F, H, W, 3], of which older hosts (0.24.1) take one.
+        return torch.cat([super(VAE, self).encode_tiled(video, *args, **tiles) for video in pixel_samples])
+
     def decode_tiled_3d(self, samples, overlap, tile_t=None, **tiles):
         """Decode in the model's own tiles, for hosts that know no `handles_tiling` (0.24.1) and ask for theirs here."""
         latents = samples.to(device=self.device, dtype=self.vae_dtype)

@@ -184,7 +184,7 @@ def test_a_batch_of_videos_encodes_to_a_batch(vae):
     encoded = vae.encode(videos)
     assert encoded.shape == (2, 16, 3, LATENT_HEIGHT, LATENT_WIDTH)
     assert relative_error(encoded[1:], encode(vae, videos[1])) <= TOLERANCE
-    assert torch.equal(vae.encode_tiled(videos, 512, 512, 64), encoded)
+    assert relative_error(vae.encode_tiled(videos, 512, 512, 64), encoded) <= TOLERANCE
 
 
 def test_edges_that_make_no_latent_are_cropped(vae):
