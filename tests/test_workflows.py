@@ -118,7 +118,7 @@ LONG = {"long_video": 161, "t2v_riflex": 97}  # frames, where more than the mode
 PREVIEWED = ("CogVideoXSampler", "KSampler", "SamplerCustomAdvanced")
 GROUPS = ["Models", "Prompt", "Video", "Save"]  # in every workflow, others between
 TITLE_HEIGHT = 30
-PREVIEW = 230  # px that the clip of a preview takes beneath a sampler, which grows by it (web/js/preview.js)
+PREVIEW = 280  # px that the clip of a preview takes beneath a sampler, which grows by it: 220, and 271 in Vue nodes
 
 # What CogVideoX's authors publish for 50 steps with guidance on one A100, in seconds (table of models in the README of
 # zai-org/CogVideo), and the clip it is for: width, height, frames; the width of the network and its latents in a patch.
