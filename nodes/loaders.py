@@ -155,7 +155,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads the T5 v1.1 XXL text encoder from models/text_encoders or a pipeline folder, in 16 bits, fp8 or "
-                "ComfyUI's quantised formats. The stock CLIPLoader with type cogvideox does the same for single files."
+                "ComfyUI's quantised formats. The stock Load CLIP with type cogvideox does the same for single files."
             ),
             search_aliases=["load clip", "t5", "CLIPLoader"],
             inputs=[

@@ -30,7 +30,7 @@ class CogVideoXTextEncode(io.ComfyNode):
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="T5 v1.1 XXL from Load CogVideoX Text Encoder, or from CLIPLoader with type cogvideox.",
+                    tooltip="T5 v1.1 XXL from Load CogVideoX Text Encoder, or from Load CLIP with type cogvideox.",
                 ),
                 io.String.Input(
                     "text",

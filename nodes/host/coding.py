@@ -38,5 +38,5 @@ def encode(vae, images: torch.Tensor, seed: int | None = None) -> torch.Tensor:
     vae = require_cogvideox_vae(vae)
     check_image("video", images)
     check_size(images.shape[2], images.shape[1])
-    check_frames(images.shape[0], "Take {} of the video's frames, for example with ImageFromBatch.")
+    check_frames(images.shape[0], "Take {} of the video's frames, for example with Get Image from Batch.")
     return (vae if seed is None else vae.sampled(seed)).encode(images[..., :3])

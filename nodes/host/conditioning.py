@@ -275,7 +275,9 @@ def batch_of(images: dict[str, torch.Tensor], batch_size: int) -> int:
 def check_image(name: str, image: torch.Tensor) -> None:
     """Raise unless IMAGE [N, H, W, C] holds at least one RGB picture of finite numbers."""
     if image.ndim != 4 or 0 in image.shape or image.shape[-1] < 3:
-        raise ValueError(f"The {name} is empty or no RGB picture: its shape is {list(image.shape)}.")
+        raise ValueError(
+            f"The {name} is empty or no RGB picture: its shape is {list(image.shape)}. Look at it with Preview Image."
+        )
     if not torch.isfinite(image).all():
         raise ValueError(
             f"The {name} holds invalid numbers (NaN). The node that made it failed; look at it with Preview Image."

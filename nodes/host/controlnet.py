@@ -75,7 +75,8 @@ class ControlNet(comfy.controlnet.ControlNet):
         hint, frames = self.cond_hint_original, pixel_frames(shape[2])
         if hint.ndim != 4 or hint.shape[1] < self.config.hint_channels:
             raise ValueError(
-                f"The control video is empty or no RGB picture: its shape is {list(hint.movedim(1, -1).shape)}."
+                f"The control video is empty or no RGB picture: its shape is {list(hint.movedim(1, -1).shape)}. "
+                "Look at it with Preview Image."
             )
         if hint.shape[0] not in (1, frames, frames * shape[0]):
             raise ValueError(

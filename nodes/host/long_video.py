@@ -133,7 +133,7 @@ def decode_to_video(vae, samples: torch.Tensor, fps: float, crf: float, memory: 
     if len(samples) != 1:
         raise ValueError(
             f"A file holds one video and the LATENT {len(samples)}. "
-            "Take one with LatentFromBatch, or decode with CogVideoX VAE Decode."
+            "Take one with Get Latent From Batch, or decode with CogVideoX VAE Decode."
         )
     slabs = memory == SLABS or memory == AUTO and fitting(vae, samples) != WHOLE
     folder = folder_paths.get_temp_directory()

@@ -193,7 +193,7 @@ class CogVideoX(comfy.model_base.BaseModel):
             raise ValueError(
                 f"{self.variant.name} reads text embeddings {width} wide and got {context.shape[-1]}. "
                 "Encode the prompt with the T5 text encoder of CogVideoX: Load CogVideoX Text Encoder, "
-                "or CLIPLoader with type cogvideox."
+                "or Load CLIP with type cogvideox."
             )
         if not torch.isfinite(context).all():
             raise ValueError(

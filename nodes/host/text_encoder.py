@@ -218,7 +218,7 @@ def encode_prompt(
 
 
 def _check_clip(clip: comfy.sd.CLIP | None) -> None:
-    mend = "Use Load CogVideoX Text Encoder, or CLIPLoader with type cogvideox."
+    mend = "Use Load CogVideoX Text Encoder, or Load CLIP with type cogvideox."
     if clip is None:
         raise ValueError(
             f"No CLIP came (the loader's file holds no text encoder), a T5 text encoder was needed. {mend}"

@@ -128,7 +128,7 @@ def fit_video(name: str, video: torch.Tensor, width: int, height: int, length: i
     if video.shape[0] != length:
         raise ValueError(
             f"The {name} has {video.shape[0]} frames and length is {length}. "
-            f"Set length to the frames of the {name}, or take {length} of them with ImageFromBatch."
+            f"Set length to the frames of the {name}, or take {length} of them with Get Image from Batch."
         )
     return fit(name, video, width, height)
 
@@ -142,7 +142,9 @@ def fit_levels(
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(f"The mask is empty or none: its shape is {list(mask.shape)}. Connect a MASK.")
     if not torch.isfinite(mask).all():
-        raise ValueError("The mask holds invalid numbers (NaN). The node that made it failed.")
+        raise ValueError(
+            "The mask holds invalid numbers (NaN). The node that made it failed; look at it with Preview Mask."
+        )
     if mask.shape[0] not in (1, length):
         raise ValueError(
             f"The mask has {mask.shape[0]} frames and the video {length}. "

@@ -124,7 +124,10 @@ def picture_flow(pictures: torch.Tensor, flow_range: float) -> torch.Tensor:
 def video_flow(video: torch.Tensor, optical_flow) -> torch.Tensor:
     """Return the flows [F - 1, 2, h, w] between frames [F, H, W, 3] by the host's OPTICAL_FLOW model (RAFT)."""
     if len(video) < 2:
-        raise ValueError(f"An optical flow needs 2 frames or more and the video has {len(video)}.")
+        raise ValueError(
+            f"An optical flow needs 2 frames or more and the video has {len(video)}. "
+            "Connect as many frames as the new video has."
+        )
     comfy.model_management.load_model_gpu(optical_flow)
     device = optical_flow.load_device
     half = [max(int(length * FLOW_SCALE), 1) for length in video.shape[1:3]]

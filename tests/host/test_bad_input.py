@@ -528,7 +528,7 @@ def with_text(cond, change):
 
 
 BAD_TEXT = [
-    (lambda text: torch.zeros(1, 77, 768), ["reads text embeddings 32 wide and got 768. ", "CLIPLoader with type cog"]),
+    (lambda text: torch.zeros(1, 77, 768), ["reads text embeddings 32 wide and got 768. ", "Load CLIP with type cog"]),
     (lambda text: None, ["got a CONDITIONING without text. Connect CogVideoX Text Encode"]),
     (lambda text: text * NAN, ["text embeddings hold invalid numbers (NaN)", "Load another file"]),
 ]

@@ -349,7 +349,7 @@ def test_stock_cogvideox_clip_works(t5, clip):
 def test_other_clips_are_refused(t5):
     sd3 = comfy.text_encoders.sd3_clip
     mixed = stock_clip(t5, sd3.sd3_clip(clip_l=False, clip_g=False, t5=True), sd3.SD3Tokenizer)
-    with pytest.raises(ValueError, match=r"g \+ l \+ t5xxl came.*CLIPLoader with type cogvideox"):
+    with pytest.raises(ValueError, match=r"g \+ l \+ t5xxl came.*Load CLIP with type cogvideox"):
         encode_prompt(mixed, "a cat")
     genmo = comfy.text_encoders.genmo
     with pytest.raises(ValueError, match="masks the padding"):
