@@ -127,7 +127,7 @@ PUBLISHED = {
     "5B": (180, (720, 480, 49), 3072, 1),
     "1.5": (1000, (1360, 768, 81), 3072, 2),
 }
-FAMILIES = {"-2b": "2B", "1_5": "1.5", "void": "1.5", "DOVE": "1.5"}  # by part of the file's name; others 5B
+FAMILIES = {"-2b": "2B", "X_1_5": "1.5", "void": "1.5", "DOVE": "1.5"}  # by part of the file's name; others 5B
 SIZED = (
     "EmptyCogVideoXLatentVideo",
     "CogVideoXImageToVideo",

@@ -30,7 +30,7 @@ SECONDS = 60
 PICKED = {
     "CogVideoXLoadPipeline": "CogVideoX-5b",
     "CogVideoXLoadTextEncoder": "t5xxl",
-    "CogVideoXLoadTora": "Tora",
+    "CogVideoXLoadTora": "Tora_T2V",
     "CogVideoXLoadDiffusionAsShader": "Shader",
     "CogVideoXLoadConsisID": "ConsisID",
 }

@@ -22,7 +22,7 @@ RELEASED_GRID = replace(tiny_i2v, sample_height=60, sample_width=90, sample_fram
 
 # Models with a branch beside the transformer, in one folder.
 BRANCHES = {
-    "Tora_I2V_diffusers": lambda: Tora(ToraConfig(inner_dim=64, blocks=2, channels=8)),
+    "Tora_T2V_diffusers": lambda: Tora(ToraConfig(inner_dim=64, blocks=2, channels=8)),
     "Diffusion-As-Shader": lambda: DiffusionAsShader(ShaderConfig(replace(tiny_i2v, num_layers=1))),
     "ConsisID-preview": lambda: ConsisID(ConsisIDConfig(64, 1, 24, 32, 4, 64, 3, 4, 16, 2, 2, 128)),
 }
@@ -38,6 +38,8 @@ FOLDERS = {
 }
 FILES = {
     "diffusion_models/CogVideoX_1_0_5b_I2V_bf16.safetensors": ("5b-i2v", f"transformer/{WEIGHTS}"),
+    "diffusion_models/CogVideoX_1_0_5b_I2V_Tora_bf16.safetensors": ("5b-i2v", f"transformer/{WEIGHTS}"),
+    "diffusion_models/CogVideoX_Fun_1_1_5b_Control_bf16.safetensors": ("fun-control", f"transformer/{WEIGHTS}"),
     "diffusion_models/CogVideoX_1_5_5b_T2V_bf16.safetensors": ("1.5", f"transformer/{WEIGHTS}"),
     "diffusion_models/CogVideoX_1_5_5b_I2V_bf16.safetensors": ("1.5-i2v", f"transformer/{WEIGHTS}"),
     "diffusion_models/void_pass1.safetensors": ("void", f"transformer/{WEIGHTS}"),
@@ -126,12 +128,14 @@ def write(models: Path) -> None:
         tiny_pipeline.write(folder, variant)
     for name, variant in FOLDERS.items():
         shutil.copytree(pipelines[variant], models / "CogVideo" / name)
+    branches = {}
     for name, make in BRANCHES.items():
         folder = models / "CogVideo" / name
         shutil.copytree(pipelines["5b-i2v"], folder)
         branch = tiny_pipeline.random_weights(tiny_pipeline.module_shapes(make()), seed=9)
         branch = {key: tensor.abs() if key.endswith("running_var") else tensor for key, tensor in branch.items()}
         save_file({**load_file(folder / "transformer" / WEIGHTS), **branch}, folder / "transformer" / WEIGHTS)
+        branches[name] = branch
     (models / "embeddings").mkdir(parents=True, exist_ok=True)
     torch.save(
         {"id_cond": torch.randn(1, 24), "id_vit_hidden": torch.randn(1, 2, 7, 32)}, models / "embeddings" / "face.pt"
@@ -144,6 +148,12 @@ def write(models: Path) -> None:
     for name, (variant, source) in FILES.items():
         (models / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(pipelines[variant] / source, models / name)
+    tora, files = branches["Tora_T2V_diffusers"], models / "diffusion_models"
+    for part in ("fuser", "traj_extractor"):  # named as the older wrapper's two files name them
+        own = {key.removeprefix(f"{part}."): tensor for key, tensor in tora.items() if key.startswith(f"{part}.")}
+        save_file(own, files / f"{part}_I2V.safetensors")
+    model = load_file(files / "CogVideoX_1_0_5b_I2V_bf16.safetensors")
+    save_file({**model, **branches["Diffusion-As-Shader"]}, files / "CogVideoX_1_0_5b_I2V_DaS_bf16.safetensors")
     for name in NAMES:
         save_file({"nothing": torch.zeros(1)}, models / name)
     for folder, name, weights in (

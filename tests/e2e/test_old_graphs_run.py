@@ -16,7 +16,7 @@ SMALL |= {"base_resolution": 64, "backend": "cudagraphs"}  # the other backend c
 MODELS = {
     "THUDM/CogVideoX-5b-I2V": "feizhengcong/CogvideoX-Interpolation",
     "kijai/CogVideoX-Fun-5b": "alibaba-pai/CogVideoX-Fun-V1.1-5b-InP",
-    "kijai/CogVideoX-5b-Tora": "Tora_I2V_diffusers",
+    "kijai/CogVideoX-5b-Tora": "Tora_T2V_diffusers",
     "cogvideox.safetensors": "CogVideoX_1_5_5b_T2V_bf16.safetensors",
     "cogvideox_vae.safetensors": "cogvideox_vae_bf16.safetensors",
     "CogVideoX_5b_GGUF_Q4_0.safetensors": "CogVideoX_1_5_5b_T2V_bf16.safetensors",
