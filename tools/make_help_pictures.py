@@ -29,6 +29,7 @@ SECONDS = 60
 # What is picked where the first file of the list would mislead, by a part of its name.
 PICKED = {
     "CogVideoXLoadPipeline": "CogVideoX-5b",
+    "CogVideoXLoadModel": "1_0_5b_I2V_bf16",
     "CogVideoXLoadTextEncoder": "t5xxl",
     "CogVideoXLoadTora": "Tora_T2V",
     "CogVideoXLoadDiffusionAsShader": "Shader",
