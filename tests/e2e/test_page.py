@@ -88,9 +88,8 @@ def page(server: Server):
         page = webdriver.Chrome(options=options, service=Service(DRIVER))
         try:
             page.set_script_timeout(SECONDS)
-            server.post(
-                "/settings", {"Comfy.TutorialCompleted": True}
-            )  # else the page greets with the template browser
+            # Else the page greets with the template browser, and its map covers a corner of the pictures.
+            server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False})
             page.get(server.url)
             wait_for("loading the page", lambda: page.execute_script(READY))
             yield page
