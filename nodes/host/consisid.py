@@ -28,7 +28,7 @@ def load_consisid(model, path: Path, weight_dtype: str = "auto"):
     """Return a clone of MODEL (or of the transformer in the file) that keeps the face in its prompts."""
     state_dict = normalise_branch(read_branch(path), CONSISID, NAME)
     config = consisid_config(state_dict)
-    model = base_model(model, path, weight_dtype, CONSISID)
+    model = base_model(model, path, weight_dtype)
     variant = require_cogvideox(model).variant
     body = variant.transformer
     if (body.inner_dim, body.patch_size_t) != (config.inner_dim, None) or config.num_cross_attn > body.num_layers:

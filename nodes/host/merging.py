@@ -59,12 +59,12 @@ def ratio_of(name: str, embeddings: float, time: float, blocks: list[float], out
 
 def merged(model1, model2, ratio_of: Callable[[str], float]):
     """Return a clone of `model1` with each weight w1 at ratio * w1 + (1 - ratio) * w2."""
-    merged = model1.clone()
+    model = model1.clone()
     for key, patches in model2.get_key_patches(PREFIX).items():
         ratio = ratio_of(key.removeprefix(PREFIX))
         if ratio < 1:
-            merged.add_patches({key: patches}, 1 - ratio, ratio)
-    return merged
+            model.add_patches({key: patches}, 1 - ratio, ratio)
+    return model
 
 
 def parse_block_ratios(text: str, count: int) -> dict[int, float]:

@@ -42,7 +42,6 @@ PREVIEW_FACTORS = [
 ]
 PREVIEW_BIAS = [-0.023, 0.0, -0.017]
 
-
 # The file of the tiny decoder in models/vae_approx begins so. Those for HunyuanVideo and Wan hold the same keys and
 # shapes, so that the name alone tells whose latents it reads.
 TINY_DECODER = "taecvx"

@@ -27,7 +27,7 @@ def load_shader(model, path: Path, weight_dtype: str = "auto"):
     """Return a clone of MODEL (or of the transformer in the file) that follows the tracking video in its prompts."""
     state_dict = normalise_branch(read_branch(path), DIFFUSION_AS_SHADER, NAME)
     config = shader_config(state_dict)
-    model = base_model(model, path, weight_dtype, DIFFUSION_AS_SHADER)
+    model = base_model(model, path, weight_dtype)
     variant = require_cogvideox(model).variant
     body, copy = variant.transformer, config.transformer
     fits = (body.inner_dim, body.patch_size_t, variant.image_channels) == (copy.inner_dim, None, LATENT_CHANNELS)

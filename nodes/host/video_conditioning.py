@@ -22,7 +22,7 @@ from .conditioning import (
 )
 from .vae import require_cogvideox_vae
 
-PASS_1, PASS_2 = PASSES = ("pass 1", "pass 2")
+PASS_1, PASS_2 = ("pass 1", "pass 2")
 
 
 def inpaint_video(

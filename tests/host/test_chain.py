@@ -270,7 +270,7 @@ def test_a_patch_on_a_clone_stays_on_the_clone():
     assert "sampler_cfg_function" not in model.model_options
 
 
-def test_the_leading_latent_of_15_is_seen_by_nobody(monkeypatch):
+def test_the_leading_latent_of_15_is_seen_by_nobody():
     """Callbacks and previews get the frames that were asked for; the run depends on the seed alone."""
     model = pipelines.ours("1.5")[0]
     positive, negative, latent = conditioned("1.5")

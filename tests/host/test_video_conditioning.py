@@ -184,7 +184,7 @@ def test_the_latent_may_start_from_the_video():
     assert relative_error(little, latent["samples"]) < relative_error(much, latent["samples"])
 
 
-def test_noise_is_added_to_what_is_known_only(monkeypatch):
+def test_noise_is_added_to_what_is_known_only():
     videos = []
     vae = copy.copy(pipelines.ours("fun-inp")[2])
     encode = vae.encode
