@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import comfy.sample
 import diffusers
@@ -16,14 +16,14 @@ WIDTH, HEIGHT, FRAMES = tiny_pipeline.WIDTH, tiny_pipeline.HEIGHT, tiny_pipeline
 VARIANTS = ("2b", "5b", "5b-i2v", "1.5", "1.5-i2v")
 TEXT_TO_VIDEO = ("2b", "5b", "1.5")
 IMAGE_TO_VIDEO = ("5b-i2v", "1.5-i2v")
+# Where model files lie that tests share; gone with the process.
+WRITTEN = TemporaryDirectory(prefix="cogvideox-models-", ignore_cleanup_errors=True)
 
 
 @cache
 def folder(variant: str) -> Path:
     """Return the folder of the tiny pipeline, written once; its weights are loud enough for every part to matter."""
-    path = Path(mkdtemp(prefix="cogvideox-tiny-")) / variant
-    tiny_pipeline.write(path, variant)
-    return path
+    return tiny_pipeline.write(Path(WRITTEN.name, variant), variant)
 
 
 @cache

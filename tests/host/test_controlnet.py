@@ -6,7 +6,6 @@ import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import comfy.controlnet
 import comfy.model_patcher
@@ -42,7 +41,7 @@ def file(variant: str = "5b", seed: int = 7, out_proj_dim: int | None = None) ->
     """Return a ControlNet file for the tiny model of `variant`."""
     body = replace(tiny_pipeline.VARIANTS[variant], in_channels=64, num_layers=LAYERS)
     shapes = tiny_pipeline.module_shapes(CogVideoXControlNet(ControlNetConfig(body, out_proj_dim=out_proj_dim)))
-    path = Path(mkdtemp(prefix="cogvideox-controlnet-")) / f"{variant}.safetensors"
+    path = Path(pipelines.WRITTEN.name, f"controlnet-{variant}-{seed}-{out_proj_dim}.safetensors")
     save_file(tiny_pipeline.random_weights(shapes, seed), path)
     return str(path)
 
