@@ -26,7 +26,6 @@ from ...cogvideox.keys import PACKED_SUFFIXES
 from .files import ModelFileError, StateDict, check_file
 
 GGUF = ".gguf"
-ARCHITECTURE = "cogvideox"  # what tools/gguf_convert.py writes as general.architecture; no other tool has a name for it
 FORMAT = "ggml"
 LAYOUT = "CogVideoXBlocksLayout"
 LOAD_KEY = "cogvideox_patches_beside_blocks"

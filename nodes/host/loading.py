@@ -24,6 +24,7 @@ from ...cogvideox.checkpoint import (
     transformer_config,
     vae_config,
 )
+from ...cogvideox.ggml import ARCHITECTURE
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.vae import AutoencoderKLCogVideoX
 from ...cogvideox.variants import LATENT_CHANNELS, TransformerConfig, VAEConfig, Variant
@@ -37,7 +38,6 @@ from .files import (
     read_state_dict,
 )
 from .gguf import (
-    ARCHITECTURE,
     FORMAT,
     GGUF,
     attend_to_patches,

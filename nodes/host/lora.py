@@ -34,12 +34,11 @@ from ...cogvideox.lora import (
 )
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from .files import read_state_dict
-from .model import CogVideoX
+from .model import PREFIX, CogVideoX
 from .sampling import require_cogvideox
 
 log = logging.getLogger(__name__)
 
-PREFIX = "diffusion_model."
 SAMPLED = 4  # layers looked at to tell whether a LoRA without alpha is meant to be divided by its rank
 
 # How LoRA files spell the module `transformer_blocks.0.attn1.to_q`, beside ComfyUI's own `diffusion_model.` and

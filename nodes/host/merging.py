@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from .model import PREFIX
 from .sampling import require_cogvideox
 
 # Which weights each ratio of the node is for, by the start of their names.
@@ -15,7 +16,6 @@ EMBEDDINGS, TIME, OUTPUT = (
 )
 BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
 RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?\s*:\s*(\d*\.?\d+)")
-PREFIX = "diffusion_model."
 EXAMPLE = 'Write them like "0-9: 1, 10-20: 0.5, 41: 0".'
 
 

@@ -37,6 +37,8 @@ from .windows import freenoise, windows_of
 
 log = logging.getLogger(__name__)
 
+PREFIX = "diffusion_model."  # what the host puts before the names of a model's weights
+
 # Keeps the noise of the extra leading latent apart from what the host draws from the same seed.
 PAD_SEED = 0x436F67566964
 
