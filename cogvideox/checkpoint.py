@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -128,18 +128,18 @@ def _looks_like(state_dict: Mapping[str, Any]) -> tuple[str, str] | None:
     return next(rows, None)
 
 
-def _wrong_file(state_dict: Mapping[str, Any], needed: str, missing: Iterable[str]) -> CheckpointError:
+def _wrong_file(state_dict: Mapping[str, Any], needed: str, missing: Collection[str] = ()) -> CheckpointError:
     if not state_dict:
         return CheckpointError(
             f"The file holds no tensors, but {needed} was needed: it was probably cut off, so download it again."
         )
     what, mend = _looks_like(state_dict) or (None, None)
-    if what == needed:
+    if what == needed and missing:
         return CheckpointError(
             f"The file holds only a part of {needed}: {_some(missing)} is missing. "
             "Load a model that comes in several files as a folder; otherwise download it again."
         )
-    if what:
+    if what and what != needed:
         return CheckpointError(f"The file holds {what}, but {needed} was needed. {mend}.")
     return CheckpointError(
         f"The file holds an unknown model ({_some(state_dict)}), but {needed} was needed. Choose a CogVideoX file."
@@ -197,10 +197,12 @@ def normalise_branch(state_dict: Mapping[str, Any], pattern: str, what: str) -> 
     """Return the tensors whose names match `pattern` behind any prefix: a branch, in any file that has it."""
     state_dict = _unwrap(state_dict)
     name = re.compile(rf"(?:^|\.)((?:{pattern}).+)")
-    matches = {key: name.search(key.replace(".fuser_list.", ".fuser.")) for key in state_dict}  # SAT's name for fusers
+    matches = {
+        key: name.search(re.sub(r"\bfuser_list\.", "fuser.", key)) for key in state_dict
+    }  # SAT's name for fusers
     found = {match[1]: state_dict[key] for key, match in matches.items() if match}
     if not found:
-        raise _wrong_file(state_dict, what, [])
+        raise _wrong_file(state_dict, what)
     return found
 
 
