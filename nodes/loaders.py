@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..cogvideox.checkpoint import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
+from ..cogvideox.detection import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
 from .host.controlnet import load_controlnet
 from .host.files import GGUF_FOLDER, choices, chosen, find_pipeline, listed, model_file, pipelines
 from .host.loading import describe, load_clip, load_model, load_pipeline, load_vae

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ...cogvideox.checkpoint import consisid_config, normalise_branch
+from ...cogvideox.checkpoint import normalise_branch
 from ...cogvideox.consisid import ConsisID, ConsisIDConfig
+from ...cogvideox.detection import consisid_config
 from ...cogvideox.keys import CONSISID
 from .branches import Attachment, attach, attached, base_model, build, once, read_branch, with_branch, with_patch
 from .conditioning import VideoConditioning, check_image, encode_frames, fit, image_to_video

@@ -12,8 +12,9 @@ import comfy.utils
 import torch
 from einops import rearrange
 
-from ...cogvideox.checkpoint import controlnet_config, normalise_controlnet
+from ...cogvideox.checkpoint import normalise_controlnet
 from ...cogvideox.controlnet import CogVideoXControlNet
+from ...cogvideox.detection import controlnet_config
 from ...cogvideox.latents import pixel_frames
 from ...cogvideox.variants import COGVIDEOX_2B, COGVIDEOX_5B, ControlNetConfig
 from .branches import build

@@ -14,16 +14,8 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ...cogvideox.checkpoint import (
-    CheckpointError,
-    check_keys,
-    detect_variant,
-    normalise_transformer,
-    normalise_vae,
-    split_add_on,
-    transformer_config,
-    vae_config,
-)
+from ...cogvideox.checkpoint import CheckpointError, check_keys, normalise_transformer, normalise_vae, split_add_on
+from ...cogvideox.detection import detect_variant, transformer_config, vae_config
 from ...cogvideox.ggml import ARCHITECTURE
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.vae import AutoencoderKLCogVideoX

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ...cogvideox.checkpoint import normalise_branch, shader_config
+from ...cogvideox.checkpoint import normalise_branch
+from ...cogvideox.detection import shader_config
 from ...cogvideox.keys import DIFFUSION_AS_SHADER
 from ...cogvideox.shader import DiffusionAsShader
 from ...cogvideox.variants import LATENT_CHANNELS

@@ -11,7 +11,8 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw
 
-from ...cogvideox.checkpoint import normalise_tora, tora_config
+from ...cogvideox.checkpoint import normalise_tora
+from ...cogvideox.detection import tora_config
 from ...cogvideox.tora import CANVAS, PATCH, Tora, flow_picture, path_flow, place_path
 from .branches import (
     Attachment,

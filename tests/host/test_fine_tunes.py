@@ -23,7 +23,7 @@ from comfy_extras.nodes_void import (
     VOIDSampler,
     VOIDWarpedNoiseSource,
 )
-from pack.cogvideox import checkpoint, schedule
+from pack.cogvideox import detection, schedule
 from pack.cogvideox.transformer import CogVideoXTransformer3DModel
 from pack.demo import tiny_pipeline
 from pack.nodes.host import coding, loading
@@ -465,5 +465,5 @@ def test_the_node_shows_what_was_recognised(name, monkeypatch):
 
 
 def test_the_overrides_of_this_file_are_offered():
-    assert {"sparkvsr", "image_repeated"} <= set(checkpoint.VARIANT_OVERRIDES)
+    assert {"sparkvsr", "image_repeated"} <= set(detection.VARIANT_OVERRIDES)
     assert schedule.trailing_timesteps(5)[3] == RESTORE_TIMESTEP  # what 2 steps at denoise 0.4 begin at

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pack.cogvideox.checkpoint import CheckpointError, normalise_tora, tora_config
+from pack.cogvideox.checkpoint import CheckpointError, normalise_tora
+from pack.cogvideox.detection import tora_config
 from pack.cogvideox.tora import (
     BLUR_SIGMA,
     BLUR_SIZE,
