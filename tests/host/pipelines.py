@@ -11,6 +11,7 @@ from pack.demo import tiny_pipeline
 from pack.nodes.host import loading
 from pack.nodes.host.model import leading_noise
 from pack.nodes.host.text_encoder import encode_prompt
+from torch.utils._pytree import tree_leaves
 
 WIDTH, HEIGHT, FRAMES = tiny_pipeline.WIDTH, tiny_pipeline.HEIGHT, tiny_pipeline.FRAMES
 VARIANTS = ("2b", "5b", "5b-i2v", "1.5", "1.5-i2v")
@@ -60,6 +61,25 @@ def noise_of(latent: torch.Tensor, seed: int, leading: int) -> torch.Tensor:
     """Return the noise our run starts from, in diffusers' layout [B, T, C, H, W]."""
     noise = comfy.sample.prepare_noise(latent, seed)
     return torch.cat((leading_noise(noise, leading, seed), noise), dim=2).movedim(1, 2)
+
+
+def sampled(pipe, variant: str, steps: int, cfg: float, **inputs) -> torch.Tensor:
+    """Return diffusers' final latents [B, 16, T, H, W], unscaled, the leading one included."""
+    latents = pipe(
+        **embeddings(variant),
+        **inputs,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=steps,
+        guidance_scale=cfg,
+        output_type="latent",
+    ).frames
+    return latents.movedim(1, 2) / pipe.vae.config.scaling_factor
+
+
+def tensors(nested) -> list[torch.Tensor]:
+    """Return every tensor in nested lists, tuples and dicts."""
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, torch.Tensor)]
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
