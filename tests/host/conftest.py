@@ -42,6 +42,28 @@ def shown_on(monkeypatch):
     return run
 
 
+@pytest.fixture
+def cancel_at(monkeypatch):
+    """Return a function that presses cancel when the progress bar reaches a value; the values seen are its result."""
+
+    import comfy.model_management
+    import comfy.utils
+
+    def press(value):
+        seen = []
+
+        def hook(done, total, *_, **__):
+            seen.append(done)
+            if done >= value:
+                comfy.model_management.interrupt_current_processing(True)
+
+        monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+        return seen
+
+    yield press
+    assert not comfy.model_management.processing_interrupted()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _release_models():
     """Let go of the models that test modules keep, while the host is still there to see them off."""
