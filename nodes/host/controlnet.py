@@ -61,6 +61,8 @@ class ControlNet(comfy.controlnet.ControlNet):
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> int:
         """Return the bytes that the states of two prompts take for the videos of the run at hand."""
+        if self.video is None:  # the run of a model that is not ours, which `pre_run` refuses
+            return super().inference_memory_requirements(dtype)
         batch, _, *size = self.video
         body = self.config.transformer
         tokens = batch * math.prod(size) // body.patch_size**2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import comfy.controlnet
 import comfy.model_patcher
+import comfy.sampler_helpers
 import folder_paths
 import latent_preview
 import node_helpers
@@ -359,5 +360,10 @@ def test_a_control_net_of_another_family_is_refused(monkeypatch):
 
 
 def test_another_model_is_refused():
+    (positive, _) = apply(pipelines.prompts("5b"), control_net(), video())
+    control = positive[0][1]["control"]
+    # The host asks for memory before it tells a ControlNet of the model.
+    _, memory = comfy.sampler_helpers.get_additional_models({"positive": [{"control": control}]}, torch.bfloat16)
+    assert memory == 0
     with pytest.raises(ValueError, match=r"steers .* and got another model \(Linear\)"):
-        control_net().pre_run(torch.nn.Linear(1, 1), lambda percent: percent)
+        control.pre_run(torch.nn.Linear(1, 1), lambda percent: percent)
