@@ -23,6 +23,7 @@ PACK = "ComfyUI-CogVideoX"
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", ROOT / ".dev" / "ComfyUI"))
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 START_SECONDS, RUN_SECONDS = 180, 180
+TEXT = (3).to_bytes(4, "big")  # how a binary message begins that holds the length of a node's id, the id and a text
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 Prompt = dict[str, dict[str, Any]]
@@ -41,6 +42,7 @@ class Run:
     prompt: Prompt
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)  # what nodes show on themselves, by their ids
 
     @property
     def end(self) -> str:
@@ -139,7 +141,10 @@ class Server:
             while not run.events or run.end not in ENDS:
                 message = socket.recv()
                 if not isinstance(message, str):
-                    continue  # preview images
+                    if message.startswith(TEXT):
+                        end = 8 + int.from_bytes(message[4:8], "big")
+                        run.texts[message[8:end].decode()] = message[end:].decode()
+                    continue  # others are preview images
                 event = json.loads(message)
                 if event["data"].get("prompt_id") != job:
                     continue
