@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..cogvideox.latents import FRAME_STEP
 from .conditioning import shown
-from .host.coding import MEMORY_MODES
+from .host.coding import AUTO, SLABS, WHOLE
 from .host.long_video import continue_video, decode_to_video, join_videos, with_riflex
 from .host.server import show_on_node
 from .inputs import MAX_LENGTH, negative_input, vae_input
@@ -190,8 +190,8 @@ class CogVideoXDecodeToVideo(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "memory",
-                    options=list(MEMORY_MODES[:3]),
-                    default=MEMORY_MODES[0],
+                    options=[AUTO, WHOLE, SLABS],
+                    default=AUTO,
                     advanced=True,
                     tooltip="whole frame: fast. slabs: the same frames in less memory, slower. auto: what fits.",
                 ),

@@ -9,7 +9,8 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -160,6 +161,17 @@ class Server:
                 if entry["type"] == "output":
                     run.files.append(self.base / "output" / entry["subfolder"] / entry["filename"])
         return run
+
+
+@contextmanager
+def running(base: Path) -> Iterator[Server]:
+    """Run a server in `base` until the block ends; enters the block when it answers."""
+    server = Server(base)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.close()
 
 
 def on_the_built_in_model(prompt: Prompt) -> Prompt:
