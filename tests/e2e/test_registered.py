@@ -7,7 +7,7 @@ import pytest
 from .server import PACK, ROOT, WORKFLOWS, Server
 
 NODES = sorted(
-    id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'\bnode_id="(\w+)"', path.read_text())
+    id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'\bnode_id="(\w+)"', path.read_text("utf-8"))
 )
 FAMILIES = ("loaders", "text", "latent", "conditioning", "sampling", "vae", "control", "patches")
 
