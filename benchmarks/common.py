@@ -119,7 +119,7 @@ class Peak:
         return None
 
 
-def measured(runs: list[dict[str, Any]], base: int | None = None) -> dict[str, Any]:
+def measured(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return medians and spread of runs [{"seconds", "bytes", stages ...}], marked with the name of this run."""
     stages = [key for key in runs[0] if key not in ("seconds", "bytes")]
     seconds = [run["seconds"] for run in runs]

@@ -194,7 +194,7 @@ class HostPipeline:
         import nodes
 
         self.host, self.encode_prompt, self.case = nodes, encode_prompt, case
-        self.model, self.clip, self.vae = load_pipeline(Path(case.folder), common_name(dtype))
+        self.model, self.clip, self.vae = load_pipeline(Path(case.folder), weight_dtype_of(dtype))
         self.latent = empty_latent(8 * case.shape[2], 8 * case.shape[1], case.frames, 1)
 
     def text(self) -> None:
@@ -308,8 +308,8 @@ PIPELINES = {"ours": HostPipeline, "diffusers": DiffusersPipeline, "core": CoreP
 STAGES = ("text", "sampling", "decode")
 
 
-def common_name(dtype: torch.dtype) -> str:
-    """Return what the loaders call a type."""
+def weight_dtype_of(dtype: torch.dtype) -> str:
+    """Return what the loaders' widget calls a type."""
     return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
 
 

@@ -26,14 +26,14 @@ if __name__ == "__main__":
     import_pack()
 
 from pack.benchmarks import common, weights
+from pack.benchmarks.contestants import GUIDANCE, NEGATIVE, PROMPT, SEED, weight_dtype_of
 from pack.cogvideox.patches import TEACACHE
 from pack.cogvideox.variants import TEXT_TOKENS, TransformerConfig
 
 ON_GPU = torch.cuda.is_available()
 PLAIN, COMPILE, FP8, STEP_CACHE, ALL = MODES = ("plain", "compile", "fp8", "step cache", "all together")
 THRESHOLD = 0.1  # of the step cache: its default
-PROMPT, NEGATIVE = "A red ball rolls to the left over a wooden floor, seen from above.", ""
-SEED, GUIDANCE, PROMPTS = 1, 6.0, 2
+PROMPTS = 2
 TOLERANCE = 0.15  # of the host's estimate against the real peak
 
 
@@ -110,7 +110,7 @@ class Studio:
 
         self.film, self.nodes = film, nodes
         folder = Path(film.folder)
-        plain = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[film.dtype]
+        plain = weight_dtype_of(getattr(torch, film.dtype))
         self.model = loading.load_model(str(folder), "fp8_e4m3fn_fast" if mode in (FP8, ALL) else plain)
         self.clip, self.vae = loading.load_clip(str(folder)), loading.load_vae(str(folder))
         if mode in (STEP_CACHE, ALL):

@@ -12,7 +12,7 @@ import torch
 from pack.cogvideox.transformer import CogVideoXTransformer3DModel
 from pack.cogvideox.vae import AutoencoderKLCogVideoX
 from pack.cogvideox.variants import RELEASED, VAEConfig, Variant
-from pack.demo.tiny_pipeline import module_shapes, scheduler_config
+from pack.demo.tiny_pipeline import TEXT_CONFIG, module_shapes, scheduler_config
 
 WEIGHT_SCALE = 0.02
 SAFETENSORS_TYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -59,24 +59,8 @@ def write_weights(path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.d
 
 def t5_config(sizes: dict[str, int]) -> dict[str, Any]:
     """Return the config.json of a T5 v1.1 encoder."""
-    return {
-        "architectures": ["T5EncoderModel"],
-        "model_type": "t5",
-        **sizes,
-        "num_decoder_layers": sizes["num_layers"],
-        "vocab_size": 32128,
-        "feed_forward_proj": "gated-gelu",
-        "dense_act_fn": "gelu_new",
-        "is_gated_act": True,
-        "is_encoder_decoder": True,
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "layer_norm_epsilon": 1e-6,
-        "dropout_rate": 0.1,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "tie_word_embeddings": False,
-    }
+    shared = {name: value for name, value in TEXT_CONFIG.items() if name != "torch_dtype"}
+    return {**shared, **sizes, "num_decoder_layers": sizes["num_layers"]}
 
 
 def t5_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:

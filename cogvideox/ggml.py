@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ARCHITECTURE = "cogvideox"  # what tools/gguf_convert.py writes as general.architecture; no other tool has a name for it
 # Type -> numbers in a block, bytes of a block.
 BLOCKS = {
     "F32": (1, 4),

@@ -17,6 +17,11 @@ def latent_frames(frames: int) -> int:
     return (frames - 1) // TEMPORAL_COMPRESSION + 1
 
 
+def latent_shape(width: int, height: int, frames: int) -> tuple[int, int, int]:
+    """Return the latent frames, rows and columns (T, H, W) of a video in pixels."""
+    return latent_frames(frames), height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
+
+
 def latent_index(frame: int) -> int:
     """Return which latent holds pixel frame `frame`: the first holds one, each other four."""
     return -(-frame // TEMPORAL_COMPRESSION)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import keys
-from .checkpoint import CheckpointError, _rename, _some, _unwrap, _wrong_file
+from .checkpoint import CheckpointError, rename, some, unwrap, wrong_file
 from .variants import COGVIDEOX_2B, COGVIDEOX_5B
 
 AUTO, ALPHA_RANK, ONE_RANK, NONE = SCALINGS = ("auto", "alpha/rank", "1/rank", "none")
@@ -204,7 +204,7 @@ def module_name(name: str, part: int | None = None) -> str | None:
     if part is not None and name.endswith(".attention.query_key_value"):
         block = re.fullmatch(r"transformer\.layers\.(\d+)\.attention\.query_key_value", name)
         return f"transformer_blocks.{block[1]}.attn1.{_SAT_QKV[part]}" if block and part < len(_SAT_QKV) else None
-    flat = (_rename(name, keys.TRANSFORMER_RENAMES) or "").replace(".", "_")
+    flat = (rename(name, keys.TRANSFORMER_RENAMES) or "").replace(".", "_")
     if block := re.fullmatch(r"transformer_blocks_(\d+)_(.+)", flat):
         inner = _DOTTED.get(block[2])
         return f"transformer_blocks.{block[1]}.{inner}" if inner and inner not in _MODULES else None
@@ -217,7 +217,7 @@ def normalise_lora(state_dict: Mapping[str, Any], metadata: Mapping[str, str] | 
 
     Raises CheckpointError for a file that is no LoRA, one of another family, and one that is damaged.
     """
-    state_dict = _unwrap(state_dict)
+    state_dict = unwrap(state_dict)
     tensors: dict[str, dict[str, Tensor]] = {}
     unknown: dict[str, None] = {}
     found, text, sat = 0, 0, False
@@ -235,12 +235,12 @@ def normalise_lora(state_dict: Mapping[str, Any], metadata: Mapping[str, str] | 
         else:
             unknown[stem] = None
     if not found:
-        raise _wrong_file(state_dict, keys.LORA, ["lora_A"])
+        raise wrong_file(state_dict, keys.LORA, ["lora_A"])
     _refuse_other_families([*tensors, *unknown])
     if not tensors and text:
         raise CheckpointError(f"The LoRA changes only a text encoder ({text} tensors). {CHOOSE}")
     if not tensors:
-        raise CheckpointError(f"The LoRA is of an unknown model ({_some(unknown)}). {CHOOSE}")
+        raise CheckpointError(f"The LoRA is of an unknown model ({some(unknown)}). {CHOOSE}")
     header = _header(metadata or {})
     layers = {module: _layer(module, parts, header) for module, parts in tensors.items() if parts.keys() - {ALPHA}}
     return LoRA(layers, sat, tuple(unknown), text, len(state_dict) - found)
@@ -335,7 +335,7 @@ def fit(lora: LoRA, shapes: Mapping[str, torch.Size], model: str) -> tuple[dict[
             layer = replace(layer, tensors=layer.tensors | {MAGNITUDE: column})
         fitting[module] = layer
     if not fitting:
-        raise CheckpointError(f"None of the LoRA's {len(lora.layers)} layers fits {model}: {_some(misfits)}. {CHOOSE}")
+        raise CheckpointError(f"None of the LoRA's {len(lora.layers)} layers fits {model}: {some(misfits)}. {CHOOSE}")
     return fitting, misfits
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .latents import FRAME_STEP, SIZE_STEP, latent_frames
-from .variants import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_15_5B, SPATIAL_COMPRESSION, TransformerConfig
+from .latents import FRAME_STEP, SIZE_STEP, latent_shape
+from .variants import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_15_5B, TransformerConfig
 
 BUCKET_BASE = 512  # px, the base resolution the buckets are written for
 _WIDE = (  # (shorter side, longer side) in px
@@ -103,11 +103,6 @@ def is_trained(model: str, width: int, height: int) -> bool:
     if sizes.shorter_side:
         return min(width, height) == sizes.shorter_side and max(width, height) <= sizes.width
     return (width, height) == (sizes.width, sizes.height)
-
-
-def latent_shape(width: int, height: int, length: int) -> tuple[int, int, int]:
-    """Return the latent frames, rows and columns of a video."""
-    return latent_frames(length), height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
 
 
 def token_count(model: str, width: int, height: int, length: int) -> int:

@@ -283,8 +283,8 @@ class CogVideoXTransformer3DModel(nn.Module):
         tokens behind block i. `transformer_options` carries a host's patches:
         `patches_replace["dit"][("double_block", i)]`, `patches["double_block"]` (the video tokens behind each block),
         `patches["norm1_patch"]` and `patches["attn1_output_patch"]` (what goes into attention and comes out of it),
-        `rope_options` and
-        `blocks_override(run, x, emb, options)`, which stands in for the blocks and may call `run(x, start, stop)`.
+        `rope_options`, and `blocks_override(run, x, emb, options)`, which stands in for the blocks and may call
+        `run(x, start, stop)`.
         """
         config, length = self.config, context.shape[1]
         grid = self.token_grid(x.shape[2:])

@@ -127,9 +127,6 @@ class VAEConfig:
         return cls(**known)
 
 
-IMAGE_LATENT_SCALES = ("latents", "unscaled", "diffusers")
-
-
 @dataclass(frozen=True)
 class Variant:
     """One checkpoint: the transformer's shape and the numbers that live outside its weights.

@@ -13,7 +13,7 @@ import math
 import random
 import re
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -150,11 +150,6 @@ def scene(seed: int, split: str = "train", action: str | None = None) -> Scene:
         place=(draw.random(), draw.random()),
         other=other,
     )
-
-
-def scene_values(what: Scene) -> dict:
-    """Return the scene as plain values, for a manifest."""
-    return asdict(what)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

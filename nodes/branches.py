@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .conditioning import shown
 from .host.consisid import identity_to_video, load_consisid
-from .host.files import model_file, pipelines
+from .host.files import choices, chosen, listed, model_file
 from .host.shader import load_shader, tracking_conditioning
 from .host.tora import load_tora, trajectory
 from .inputs import (
@@ -18,17 +18,12 @@ from .inputs import (
     steering_inputs,
     video_outputs,
 )
-from .loaders import MODEL_FOLDERS, listed
+from .loaders import MODEL_FOLDERS
 
 LOADERS = "CogVideoX/loaders"
 CONTROL = "CogVideoX/control"
 SAME_FILE, FROM_INPUT = "in the same file", "from the input"
 IDENTITY_FOLDERS = ("embeddings",)
-
-
-def path_of(name: str):
-    """Return the path of a listed file of models/diffusion_models, or of a listed pipeline folder."""
-    return pipelines().get(name) or model_file(MODEL_FOLDERS, name)
 
 
 class CogVideoXLoadTora(io.ComfyNode):
@@ -48,7 +43,7 @@ class CogVideoXLoadTora(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "tora_name",
-                    options=listed(MODEL_FOLDERS) + list(pipelines()),
+                    options=choices(MODEL_FOLDERS),
                     tooltip="File in models/diffusion_models, or pipeline folder, with Tora's fusers in it.",
                 ),
                 *branch_inputs(),
@@ -67,7 +62,7 @@ class CogVideoXLoadTora(io.ComfyNode):
     @classmethod
     def execute(cls, tora_name, weight_dtype, model=None, extractor_name=SAME_FILE) -> io.NodeOutput:
         extractor = None if extractor_name == SAME_FILE else model_file(MODEL_FOLDERS, extractor_name)
-        return io.NodeOutput(load_tora(model, path_of(tora_name), extractor, weight_dtype))
+        return io.NodeOutput(load_tora(model, chosen(MODEL_FOLDERS, tora_name), extractor, weight_dtype))
 
 
 class CogVideoXTrajectory(io.ComfyNode):
@@ -157,7 +152,7 @@ class CogVideoXLoadDiffusionAsShader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "shader_name",
-                    options=listed(MODEL_FOLDERS) + list(pipelines()),
+                    options=choices(MODEL_FOLDERS),
                     tooltip="File in models/diffusion_models, or pipeline folder, with the branch in it.",
                 ),
                 *branch_inputs(),
@@ -167,7 +162,7 @@ class CogVideoXLoadDiffusionAsShader(io.ComfyNode):
 
     @classmethod
     def execute(cls, shader_name, weight_dtype, model=None) -> io.NodeOutput:
-        return io.NodeOutput(load_shader(model, path_of(shader_name), weight_dtype))
+        return io.NodeOutput(load_shader(model, chosen(MODEL_FOLDERS, shader_name), weight_dtype))
 
 
 class CogVideoXTrackingVideo(io.ComfyNode):
@@ -222,7 +217,7 @@ class CogVideoXLoadConsisID(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "consisid_name",
-                    options=listed(MODEL_FOLDERS) + list(pipelines()),
+                    options=choices(MODEL_FOLDERS),
                     tooltip="File in models/diffusion_models, or pipeline folder, with ConsisID in it.",
                 ),
                 *branch_inputs(),
@@ -232,7 +227,7 @@ class CogVideoXLoadConsisID(io.ComfyNode):
 
     @classmethod
     def execute(cls, consisid_name, weight_dtype, model=None) -> io.NodeOutput:
-        return io.NodeOutput(load_consisid(model, path_of(consisid_name), weight_dtype))
+        return io.NodeOutput(load_consisid(model, chosen(MODEL_FOLDERS, consisid_name), weight_dtype))
 
 
 class CogVideoXIdentityToVideo(io.ComfyNode):

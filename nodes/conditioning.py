@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host.conditioning import Span, image_to_video
-from .host.text_encoder import show_on_node
+from .host.server import show_on_node
 from .inputs import noise_seed_input, prompt_inputs, size_inputs, video_outputs
 
 CATEGORY = "CogVideoX/conditioning"
@@ -13,8 +13,7 @@ CATEGORY = "CogVideoX/conditioning"
 
 def shown(node, made) -> io.NodeOutput:
     """Return the outputs of a node, and say on it what was done to its images."""
-    if made.note and node.hidden:
-        show_on_node(made.note, node.hidden.unique_id)
+    show_on_node(node, made.note)
     return io.NodeOutput(made.positive, made.negative, made.latent)
 
 

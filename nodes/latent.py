@@ -6,8 +6,8 @@ from comfy_api.latest import io
 
 from ..cogvideox.sizes import FITS, MODELS
 from .host.conditioning import empty_latent
+from .host.server import show_on_node
 from .host.sizes import choose_size
-from .host.text_encoder import show_on_node
 from .inputs import size_inputs
 
 
@@ -94,8 +94,7 @@ class CogVideoXResolution(io.ComfyNode):
     @classmethod
     def execute(cls, model, size, seconds, base, image=None) -> io.NodeOutput:
         width, height, length, note = choose_size(model, size, seconds, base, image)
-        if cls.hidden:
-            show_on_node(note, cls.hidden.unique_id)
+        show_on_node(cls, note)
         return io.NodeOutput(width, height, length)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..cogvideox.checkpoint import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
+from ..cogvideox.detection import VARIANT_OVERRIDE_NOTES, VARIANT_OVERRIDES
 from .host.controlnet import load_controlnet
-from .host.files import GGUF_FOLDER, find_pipeline, listed, model_file, pipelines
+from .host.files import GGUF_FOLDER, choices, chosen, find_pipeline, listed, model_file, pipelines
 from .host.loading import describe, load_clip, load_model, load_pipeline, load_vae
-from .host.text_encoder import show_on_node
+from .host.server import show_on_node
 from .inputs import BRANCH_DTYPE_TOOLTIP, BRANCH_DTYPES, weight_dtype_input
 
 CATEGORY = "CogVideoX/loaders"
@@ -64,8 +64,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
     @classmethod
     def execute(cls, pipeline, weight_dtype, variant="auto") -> io.NodeOutput:
         model, clip, vae = load_pipeline(find_pipeline(pipeline), weight_dtype, variant)
-        if cls.hidden:
-            show_on_node(describe(model), cls.hidden.unique_id)
+        show_on_node(cls, describe(model))
         return io.NodeOutput(model, clip, vae)
 
 
@@ -87,7 +86,7 @@ class CogVideoXLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=listed(MODEL_FOLDERS) + list(pipelines()),
+                    options=choices(MODEL_FOLDERS),
                     tooltip="File, .gguf too, of diffusion_models, unet, checkpoints; folder of CogVideo, diffusers.",
                 ),
                 weight_dtype_input(),
@@ -99,10 +98,8 @@ class CogVideoXLoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name, weight_dtype, variant) -> io.NodeOutput:
-        path = pipelines().get(model_name) or model_file(MODEL_FOLDERS, model_name)
-        model = load_model(str(path), weight_dtype, variant)
-        if cls.hidden:
-            show_on_node(describe(model), cls.hidden.unique_id)
+        model = load_model(str(chosen(MODEL_FOLDERS, model_name)), weight_dtype, variant)
+        show_on_node(cls, describe(model))
         return io.NodeOutput(model)
 
 
@@ -123,7 +120,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=listed(VAE_FOLDERS) + list(pipelines()),
+                    options=choices(VAE_FOLDERS),
                     tooltip="File of vae or checkpoints, or pipeline folder of CogVideo or diffusers.",
                 ),
                 io.Combo.Input(
@@ -140,8 +137,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name, weight_dtype="auto") -> io.NodeOutput:
-        path = pipelines().get(vae_name) or model_file(VAE_FOLDERS, vae_name)
-        return io.NodeOutput(load_vae(str(path), weight_dtype))
+        return io.NodeOutput(load_vae(str(chosen(VAE_FOLDERS, vae_name)), weight_dtype))
 
 
 class CogVideoXLoadTextEncoder(io.ComfyNode):
@@ -161,7 +157,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=listed(TEXT_ENCODER_FOLDERS) + list(pipelines()),
+                    options=choices(TEXT_ENCODER_FOLDERS),
                     tooltip="File of text_encoders or checkpoints, or pipeline folder of CogVideo or diffusers.",
                 )
             ],
@@ -170,8 +166,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder_name) -> io.NodeOutput:
-        path = pipelines().get(text_encoder_name) or model_file(TEXT_ENCODER_FOLDERS, text_encoder_name)
-        return io.NodeOutput(load_clip(str(path)))
+        return io.NodeOutput(load_clip(str(chosen(TEXT_ENCODER_FOLDERS, text_encoder_name))))
 
 
 class CogVideoXLoadControlNet(io.ComfyNode):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cogvideox.latents import FRAME_STEP
-from .host.coding import MEMORY_MODES
+from .conditioning import shown
+from .host.coding import AUTO, SLABS, WHOLE
 from .host.long_video import continue_video, decode_to_video, join_videos, with_riflex
-from .host.text_encoder import show_on_node
+from .host.server import show_on_node
 from .inputs import MAX_LENGTH, negative_input, vae_input
 
 
@@ -62,8 +63,7 @@ class CogVideoXRIFLEx(io.ComfyNode):
     @classmethod
     def execute(cls, model, k, share, frames) -> io.NodeOutput:
         model, note = with_riflex(model, k, share, frames)
-        if cls.hidden:
-            show_on_node(note, cls.hidden.unique_id)
+        show_on_node(cls, note)
         return io.NodeOutput(model)
 
 
@@ -121,9 +121,7 @@ class CogVideoXContinueVideo(io.ComfyNode):
     @classmethod
     def execute(cls, positive, negative, vae, video, length, overlap, start_image) -> io.NodeOutput:
         made = continue_video(positive, negative, vae, video, length, overlap, start_image)
-        if cls.hidden:
-            show_on_node(made.note, cls.hidden.unique_id)
-        return io.NodeOutput(made.positive, made.negative, made.latent)
+        return shown(cls, made)
 
 
 class CogVideoXJoinVideos(io.ComfyNode):
@@ -192,8 +190,8 @@ class CogVideoXDecodeToVideo(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "memory",
-                    options=list(MEMORY_MODES[:3]),
-                    default=MEMORY_MODES[0],
+                    options=[AUTO, WHOLE, SLABS],
+                    default=AUTO,
                     advanced=True,
                     tooltip="whole frame: fast. slabs: the same frames in less memory, slower. auto: what fits.",
                 ),

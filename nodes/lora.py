@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cogvideox.lora import SCALINGS
-from .host.files import model_file
+from .host.files import listed, model_file
 from .host.lora import load_lora
-from .host.text_encoder import show_on_node
-from .loaders import CATEGORY, listed
+from .host.server import show_on_node
+from .loaders import CATEGORY
 
 
 class CogVideoXLoadLoRA(io.ComfyNode):
@@ -57,8 +57,7 @@ class CogVideoXLoadLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name, strength, scaling) -> io.NodeOutput:
         model, told = load_lora(model, model_file(("loras",), lora_name), strength, scaling)
-        if cls.hidden:
-            show_on_node(told, cls.hidden.unique_id)
+        show_on_node(cls, told)
         return io.NodeOutput(model)
 
 

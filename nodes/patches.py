@@ -13,7 +13,7 @@ from .host.patches import (
     with_guidance_window,
     with_step_cache,
 )
-from .host.text_encoder import show_on_node
+from .host.server import show_on_node
 from .inputs import END_TOOLTIP, end_input, start_input
 
 CATEGORY = "CogVideoX/patches"
@@ -76,8 +76,7 @@ class CogVideoXStepCache(io.ComfyNode):
     @classmethod
     def execute(cls, model, mode, threshold, start_percent, end_percent, cache_device) -> io.NodeOutput:
         model, note = with_step_cache(model, mode, threshold, start_percent, end_percent, cache_device)
-        if note and cls.hidden:
-            show_on_node(note, cls.hidden.unique_id)
+        show_on_node(cls, note)
         return io.NodeOutput(model)
 
 
@@ -142,8 +141,7 @@ class CogVideoXAttention(io.ComfyNode):
     @classmethod
     def execute(cls, model, attention) -> io.NodeOutput:
         model, note = with_attention(model, attention)
-        if note and cls.hidden:
-            show_on_node(note, cls.hidden.unique_id)
+        show_on_node(cls, note)
         return io.NodeOutput(model)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyAPI, io
 
-from .host.legacy import has_server
+from .host.server import running_server
 
 # Only inputs that the old node always has: the host fails on the others.
 REPLACEMENTS = (
@@ -49,6 +49,6 @@ REPLACEMENTS = (
 
 async def register_replacements() -> None:
     """Tell the host; nothing happens without a server."""
-    if has_server():
+    if running_server() is not None:
         for replacement in REPLACEMENTS:
             await ComfyAPI().node_replacement.register(replacement)

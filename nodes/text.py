@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ..cogvideox.instructions import INSTRUCTIONS, NO_WISH, TASKS, TEXT_TO_VIDEO
 from ..cogvideox.variants import TEXT_TOKENS
-from .host.text_encoder import encode_prompt, show_on_node
+from .host.server import show_on_node
+from .host.text_encoder import encode_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,7 @@ class CogVideoXTextEncode(io.ComfyNode):
         prompt = encode_prompt(clip, text, long_prompt, weights=prompt_weights)
         if prompt.truncated:
             logger.warning("CogVideoX Text Encode: %s", prompt.summary)
-        if cls.hidden:
-            show_on_node(prompt.summary, cls.hidden.unique_id)
+        show_on_node(cls, prompt.summary)
         return io.NodeOutput(prompt.conditioning)
 
 

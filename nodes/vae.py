@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.coding import MEMORY_MODES, decode, encode
+from .host.coding import AUTO, MEMORY_MODES, decode, encode
 
 CATEGORY = "CogVideoX/vae"
 
@@ -29,7 +29,7 @@ class CogVideoXVAEDecode(io.ComfyNode):
                 io.Combo.Input(
                     "memory",
                     options=list(MEMORY_MODES),
-                    default=MEMORY_MODES[0],
+                    default=AUTO,
                     tooltip=(
                         "whole frame: exact. slabs: the same frames in less memory, slower. tiles: pieces of "
                         "360x240 px blended at their edges, least memory, slightly different. auto: the first of these "

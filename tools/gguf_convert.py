@@ -25,10 +25,9 @@ if not __package__:  # run as a file: name the pack without putting its folder o
     __package__ = "pack.tools"
 
 from ..cogvideox.checkpoint import CheckpointError, normalise_transformer
-from ..cogvideox.ggml import BLOCKS, PLAIN, dequantise, quantise
+from ..cogvideox.ggml import ARCHITECTURE, BLOCKS, PLAIN, dequantise, quantise
 from ..cogvideox.keys import LARGE_MATRIX, PACKED_SUFFIXES, QUANT_SUFFIXES
 
-ARCHITECTURE = "cogvideox"
 # What takes the place of a type whose blocks do not fit the rows (2B is 1920 wide, which blocks of 256 do not divide).
 NARROWER = {"Q4_K": "Q5_0", "Q5_K": "Q8_0", "Q6_K": "Q8_0"}
 

@@ -213,7 +213,7 @@ def text_of(title: str) -> str:
 
 def main() -> None:
     for title in BLUEPRINTS:
-        (ROOT / "subgraphs" / f"{title}.json").write_text(text_of(title), encoding="utf-8")
+        (ROOT / "subgraphs" / f"{title}.json").write_text(text_of(title), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

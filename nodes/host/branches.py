@@ -83,7 +83,7 @@ def read_branch(path: Path) -> StateDict:
     return state_dict
 
 
-def base_model(model, path: Path, weight_dtype: str, pattern: str):
+def base_model(model, path: Path, weight_dtype: str):
     """Return MODEL, or the transformer that lies in the same file as the branch where none is connected."""
     if model is None:
         return load_model(str(path), weight_dtype, with_branch=True)

@@ -9,9 +9,9 @@ import comfy.utils
 import node_helpers
 import torch
 
-from ...cogvideox.latents import check_frames, check_size, latent_frames, latent_index
+from ...cogvideox.latents import check_frames, check_size, latent_index, latent_shape
 from ...cogvideox.masks import resize_mask
-from ...cogvideox.variants import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ...cogvideox.variants import LATENT_CHANNELS, TEMPORAL_COMPRESSION
 from .vae import VAE, require_cogvideox_vae
 
 # What a CONDITIONING may hold for our models besides the host's `concat_latent_image` and `concat_mask`.
@@ -46,14 +46,16 @@ class Span:
                 "The image or video would never be seen: lower the one or raise the other."
             )
 
-    def attach(self, conditioning, values: dict, without: dict) -> list:
-        """Return CONDITIONING with `values` in this part of the sampling and `without` in the rest."""
+    def attach(self, prompts: tuple[list, list], values: dict, without: dict) -> list[list]:
+        """Return each CONDITIONING with `values` in this part of the sampling and `without` in the rest."""
         if (self.start_percent, self.end_percent) == (0, 1):
-            return node_helpers.conditioning_set_values(conditioning, values)
-        rest = node_helpers.conditioning_set_values(conditioning, without)
-        return node_helpers.conditioning_set_values_with_timestep_range(
-            rest, values, self.start_percent, self.end_percent
-        )
+            return [node_helpers.conditioning_set_values(prompt, values) for prompt in prompts]
+        return [
+            node_helpers.conditioning_set_values_with_timestep_range(
+                node_helpers.conditioning_set_values(prompt, without), values, self.start_percent, self.end_percent
+            )
+            for prompt in prompts
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,13 +138,7 @@ def empty_latent(width: int, height: int, length: int, batch_size: int) -> dict:
     """Return the LATENT of a video to make: zeros [B, 16, T, H/8, W/8]. Sizes in px, `length` in frames."""
     check_size(width, height)
     check_frames(length)
-    shape = (
-        batch_size,
-        LATENT_CHANNELS,
-        latent_frames(length),
-        height // SPATIAL_COMPRESSION,
-        width // SPATIAL_COMPRESSION,
-    )
+    shape = batch_size, LATENT_CHANNELS, *latent_shape(width, height, length)
     return {"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())}
 
 
@@ -205,9 +201,7 @@ def image_to_video(
         "concat_mask": torch.ones_like(mask),
         KNOWN_STRENGTH: 0.0,
     }
-    return VideoConditioning(
-        span.attach(positive, values, without), span.attach(negative, values, without), latent, "\n".join(notes)
-    )
+    return VideoConditioning(*span.attach((positive, negative), values, without), latent, "\n".join(notes))
 
 
 def merge_keyframes(named: dict, keyframes: torch.Tensor | None, positions: str, length: int) -> dict:

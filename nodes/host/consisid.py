@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ...cogvideox.checkpoint import consisid_config, normalise_branch
+from ...cogvideox.checkpoint import normalise_branch
 from ...cogvideox.consisid import ConsisID, ConsisIDConfig
+from ...cogvideox.detection import consisid_config
 from ...cogvideox.keys import CONSISID
 from .branches import Attachment, attach, attached, base_model, build, once, read_branch, with_branch, with_patch
 from .conditioning import VideoConditioning, check_image, encode_frames, fit, image_to_video
@@ -28,7 +29,7 @@ def load_consisid(model, path: Path, weight_dtype: str = "auto"):
     """Return a clone of MODEL (or of the transformer in the file) that keeps the face in its prompts."""
     state_dict = normalise_branch(read_branch(path), CONSISID, NAME)
     config = consisid_config(state_dict)
-    model = base_model(model, path, weight_dtype, CONSISID)
+    model = base_model(model, path, weight_dtype)
     variant = require_cogvideox(model).variant
     body = variant.transformer
     if (body.inner_dim, body.patch_size_t) != (config.inner_dim, None) or config.num_cross_attn > body.num_layers:

@@ -12,8 +12,9 @@ import comfy.utils
 import torch
 from einops import rearrange
 
-from ...cogvideox.checkpoint import controlnet_config, normalise_controlnet
+from ...cogvideox.checkpoint import normalise_controlnet
 from ...cogvideox.controlnet import CogVideoXControlNet
+from ...cogvideox.detection import controlnet_config
 from ...cogvideox.latents import pixel_frames
 from ...cogvideox.variants import COGVIDEOX_2B, COGVIDEOX_5B, ControlNetConfig
 from .branches import build
@@ -60,6 +61,8 @@ class ControlNet(comfy.controlnet.ControlNet):
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> int:
         """Return the bytes that the states of two prompts take for the videos of the run at hand."""
+        if self.video is None:  # the run of a model that is not ours, which `pre_run` refuses
+            return super().inference_memory_requirements(dtype)
         batch, _, *size = self.video
         body = self.config.transformer
         tokens = batch * math.prod(size) // body.patch_size**2

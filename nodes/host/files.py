@@ -239,3 +239,13 @@ def model_file(kinds: tuple[str, ...], name: str) -> Path:
     raise ModelFileError(
         f"There is no file named {name} in {folders}. Put it there and refresh the page, or choose another."
     )
+
+
+def choices(kinds: tuple[str, ...]) -> list[str]:
+    """Return what an artist may pick where a loader takes a file of the host's folders `kinds` or a pipeline folder."""
+    return [*listed(kinds), *pipelines()]
+
+
+def chosen(kinds: tuple[str, ...], name: str) -> Path:
+    """Return the path of one of `choices`; other names are refused."""
+    return pipelines().get(name) or model_file(kinds, name)

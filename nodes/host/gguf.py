@@ -24,9 +24,9 @@ from ...cogvideox.checkpoint import packed_key
 from ...cogvideox.ggml import BLOCKS, PLAIN, QUANTISED, dequantise
 from ...cogvideox.keys import PACKED_SUFFIXES
 from .files import ModelFileError, StateDict, check_file
+from .progress import host_progress
 
 GGUF = ".gguf"
-ARCHITECTURE = "cogvideox"  # what tools/gguf_convert.py writes as general.architecture; no other tool has a name for it
 FORMAT = "ggml"
 LAYOUT = "CogVideoXBlocksLayout"
 LOAD_KEY = "cogvideox_patches_beside_blocks"
@@ -238,8 +238,11 @@ def _blocks(state_dict: StateDict, expected: Mapping[str, Any]):
 
 def dequantise_all(state_dict: StateDict, expected: Mapping[str, Any], dtype: torch.dtype) -> None:
     """Replace the blocks of `state_dict` by weights of `dtype`, one after the other."""
-    for key, blocks, kind in _blocks(state_dict, expected):
+    packed = list(_blocks(state_dict, expected))
+    progress = host_progress(len(packed))
+    for done, (key, blocks, kind) in enumerate(packed, start=1):
         state_dict[key] = dequantise(blocks, kind, dtype)
+        progress(done, len(packed))
 
 
 def keep_blocks(state_dict: StateDict, expected: Mapping[str, Any], dtype: torch.dtype) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from typing import Any
 
 from ...legacy import ERAS, convert, is_prompt, reduced, stored_schema
 from .schema import node_info
+from .server import running_server
 
 log = logging.getLogger(__name__)
 
@@ -36,24 +36,12 @@ def convert_prompt(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "prompt": converted}
 
 
-def _server():
-    from server import PromptServer  # late: headless use has no server, and importing it costs seconds
-
-    return getattr(PromptServer, "instance", None)
-
-
-def has_server() -> bool:
-    """Say whether a server runs in this process."""
-    return "server" in sys.modules and _server() is not None
-
-
 def register_conversion() -> None:
     """Let the server convert graphs of the older wrapper; nothing happens without a server."""
-    if not has_server():
+    server = running_server()
+    if server is None:
         return
     from aiohttp import web
-
-    server = _server()
 
     async def answer(request):
         try:

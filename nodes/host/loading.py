@@ -14,16 +14,9 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ...cogvideox.checkpoint import (
-    CheckpointError,
-    check_keys,
-    detect_variant,
-    normalise_transformer,
-    normalise_vae,
-    split_add_on,
-    transformer_config,
-    vae_config,
-)
+from ...cogvideox.checkpoint import CheckpointError, check_keys, normalise_transformer, normalise_vae, split_add_on
+from ...cogvideox.detection import detect_variant, transformer_config, vae_config
+from ...cogvideox.ggml import ARCHITECTURE
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from ...cogvideox.vae import AutoencoderKLCogVideoX
 from ...cogvideox.variants import LATENT_CHANNELS, TransformerConfig, VAEConfig, Variant
@@ -37,7 +30,6 @@ from .files import (
     read_state_dict,
 )
 from .gguf import (
-    ARCHITECTURE,
     FORMAT,
     GGUF,
     attend_to_patches,
@@ -64,7 +56,7 @@ from .vae import VAE
 
 log = logging.getLogger(__name__)
 
-BRANCHES = ("ConsisID", "Diffusion as Shader", "Tora")  # which nodes of their own load
+HAVE_LOADERS = ("ConsisID", "Diffusion as Shader", "Tora")  # branches that nodes of their own load
 PADDING_KEY = "cogvideox_leading_latent"
 LET_GO_KEY = "cogvideox_let_go"
 
@@ -155,9 +147,12 @@ def read_transformer(path: Path, override: str) -> tuple[StateDict, Variant, str
 
 def latent_colours(vae: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
     """Return a vae/config.json's colours of a latent's channels, under ComfyUI's names for them; empty without them."""
-    rows = [*vae.get("latent_rgb_factors", ()), vae.get("latent_rgb_factors_bias", ())]
+    factors, bias = vae.get("latent_rgb_factors"), vae.get("latent_rgb_factors_bias")
+    rows = [*factors, bias] if isinstance(factors, list) else []
     fits = len(rows) == LATENT_CHANNELS + 1 and all(isinstance(row, list) and len(row) == 3 for row in rows)
-    return tuple(tuple(float(value) for value in row) for row in rows) if fits else ()
+    if not fits or not all(isinstance(value, int | float) for row in rows for value in row):
+        return ()
+    return tuple(tuple(map(float, row)) for row in rows)
 
 
 def defaults(config: type) -> dict[str, Any]:
@@ -196,7 +191,7 @@ def describe(patcher) -> str:
     text = f"{patcher.model.variant.name}, {name}, {size}"
     if add_on := patcher.model.model_config.add_on:
         text += f"\nThis is the base of {add_on} alone: the layers that {add_on} adds to it are left out."
-        text += f" Load CogVideoX {add_on} loads them too." if add_on in BRANCHES else ""
+        text += f" Load CogVideoX {add_on} loads them too." if add_on in HAVE_LOADERS else ""
     return text
 
 

@@ -15,7 +15,7 @@ import comfy.model_patcher
 import comfy.weight_adapter
 import torch
 
-from ...cogvideox.checkpoint import SHOWN
+from ...cogvideox.checkpoint import some
 from ...cogvideox.lora import (
     ALPHA,
     DIFF_BIAS,
@@ -34,12 +34,11 @@ from ...cogvideox.lora import (
 )
 from ...cogvideox.transformer import CogVideoXTransformer3DModel
 from .files import read_state_dict
-from .model import CogVideoX
+from .model import PREFIX, CogVideoX
 from .sampling import require_cogvideox
 
 log = logging.getLogger(__name__)
 
-PREFIX = "diffusion_model."
 SAMPLED = 4  # layers looked at to tell whether a LoRA without alpha is meant to be divided by its rank
 
 # How LoRA files spell the module `transformer_blocks.0.attn1.to_q`, beside ComfyUI's own `diffusion_model.` and
@@ -116,8 +115,7 @@ def left_out(lora: LoRA, misfits: list[str], channels: float, network: CogVideoX
     told = []
     missing = [*misfits, *lora.unknown]
     if missing:
-        names = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
-        told.append(f"Left out, not fitting {network.variant.name}: {len(missing)} layers ({names})")
+        told.append(f"Left out, not fitting {network.variant.name}: {len(missing)} layers ({some(missing)})")
     if channels > network.variant.transformer.in_channels:
         told.append(
             f"The LoRA was trained with {channels:.0f} input channels and {network.variant.name} has "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from .model import PREFIX
 from .sampling import require_cogvideox
 
 # Which weights each ratio of the node is for, by the start of their names.
@@ -15,7 +16,6 @@ EMBEDDINGS, TIME, OUTPUT = (
 )
 BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
 RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?\s*:\s*(\d*\.?\d+)")
-PREFIX = "diffusion_model."
 EXAMPLE = 'Write them like "0-9: 1, 10-20: 0.5, 41: 0".'
 
 
@@ -59,12 +59,12 @@ def ratio_of(name: str, embeddings: float, time: float, blocks: list[float], out
 
 def merged(model1, model2, ratio_of: Callable[[str], float]):
     """Return a clone of `model1` with each weight w1 at ratio * w1 + (1 - ratio) * w2."""
-    merged = model1.clone()
+    model = model1.clone()
     for key, patches in model2.get_key_patches(PREFIX).items():
         ratio = ratio_of(key.removeprefix(PREFIX))
         if ratio < 1:
-            merged.add_patches({key: patches}, 1 - ratio, ratio)
-    return merged
+            model.add_patches({key: patches}, 1 - ratio, ratio)
+    return model
 
 
 def parse_block_ratios(text: str, count: int) -> dict[int, float]:

@@ -37,6 +37,8 @@ from .windows import freenoise, windows_of
 
 log = logging.getLogger(__name__)
 
+PREFIX = "diffusion_model."  # what the host puts before the names of a model's weights
+
 # Keeps the noise of the extra leading latent apart from what the host draws from the same seed.
 PAD_SEED = 0x436F67566964
 
@@ -379,32 +381,21 @@ def sample_with_leading_latent(
     if type(sampler).__name__ == "VOID_DDIM":
         # The stock VOIDSampler writes DDIM out for the space of ComfyUI's own CogVideoX; this is DDIM in ours.
         sampler = comfy.samplers.KSAMPLER(sample_cogvideox_ddim)
-    model = executor.class_obj.model_patcher.model
-    check_latent_size(noise, model.variant.transformer.patch_size)
-    if not torch.isfinite(latent_image).all():
-        raise ValueError(
-            "The LATENT holds invalid numbers (NaN). The node that made it failed; decode it and look at the frames."
-        )
-    for name, prompts in executor.class_obj.conds.items():
-        if not prompts:
-            raise ValueError(f"The {name} CONDITIONING is empty. {PROMPT_NEEDED}")
-        for prompt in prompts:
-            check_control(prompt.get("control"), model, noise.shape)
-            for attachment in prompt.get(BRANCHES, {}).values():
-                attachment.check(executor.class_obj.model_patcher, noise.shape)
-    frames = noise.shape[2]
-    prompts = [prompt for prompts in executor.class_obj.conds.values() for prompt in prompts]
+    guider = executor.class_obj
+    check_run(guider, noise, latent_image)
+    model, frames = guider.model_patcher.model, noise.shape[2]
+    variant = model.variant
+    prompts = prompts_of(guider)
     guided = any(prompt.get("control") or prompt.get(BRANCHES) for prompt in prompts)
     for prompt in prompts:  # the guider's own copies, before the host loads the model
         prompt[PLACES] = guided  # for all, or they would not run as one batch
         if prompt.get(KNOWN_FRAMES) is not None:
             prompt.update(model.see(prompt[KNOWN_FRAMES], prompt[KNOWN_STRENGTH], frames))
-    device = executor.class_obj.model_patcher.load_device
-    variant = model.variant
+    device = guider.model_patcher.load_device
     callback = with_clip(callback, variant.latent_scale, device, len(sigmas) - 1, variant.colours)
     leading, behind = model.extra_latents(frames)
-    fit_to_video(executor.class_obj, tuple(noise.shape[2:]), (leading, behind), model.variant.transformer.patch_size)
-    noise = freenoise(executor.class_obj.model_options.get("context_handler"), noise, seed)
+    fit_to_video(guider, tuple(noise.shape[2:]), (leading, behind), variant.transformer.patch_size)
+    noise = freenoise(guider.model_options.get("context_handler"), noise, seed)
     if leading + behind == 0:
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
 
@@ -423,6 +414,28 @@ def sample_with_leading_latent(
     trimmed = trimmed if callback is not None else None
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, trimmed, disable_pbar, seed, **kwargs)
     return out[:, :, asked]
+
+
+def prompts_of(guider) -> list[dict[str, Any]]:
+    """Return every prompt of a run, positive and negative."""
+    return [prompt for prompts in guider.conds.values() for prompt in prompts]
+
+
+def check_run(guider, noise: torch.Tensor, latent_image: torch.Tensor) -> None:
+    """Raise where the latents of a run, or what its prompts hold, cannot be sampled with its model."""
+    model = guider.model_patcher.model
+    check_latent_size(noise, model.variant.transformer.patch_size)
+    if not torch.isfinite(latent_image).all():
+        raise ValueError(
+            "The LATENT holds invalid numbers (NaN). The node that made it failed; decode it and look at the frames."
+        )
+    for name, prompts in guider.conds.items():
+        if not prompts:
+            raise ValueError(f"The {name} CONDITIONING is empty. {PROMPT_NEEDED}")
+    for prompt in prompts_of(guider):
+        check_control(prompt.get("control"), model, noise.shape)
+        for attachment in prompt.get(BRANCHES, {}).values():
+            attachment.check(guider.model_patcher, noise.shape)
 
 
 def fit_to_video(guider, size: tuple[int, int, int], extra: tuple[int, int], patch: int) -> None:
@@ -458,7 +471,7 @@ def let_go(executor, *args, **kwargs):
     finally:
         guider = executor.class_obj
         guider.model_patcher.model.diffusion_model.held_tables = None
-        for prompt in (prompt for prompts in guider.conds.values() for prompt in prompts):
+        for prompt in prompts_of(guider):
             if prompt.get("control") is not None:
                 prompt["control"].cleanup()
 

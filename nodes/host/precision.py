@@ -150,7 +150,9 @@ def choose_dtype(config: ModelConfig, state_dict: StateDict, wanted: torch.dtype
 
 
 def cast_weights(state_dict: StateDict, dtype: torch.dtype) -> None:
-    """Cast weights in place of the dict, one after the other."""
-    for key, tensor in state_dict.items():
-        if tensor.dtype != dtype:
-            state_dict[key] = tensor.to(dtype)
+    """Replace the weights of `state_dict` by such of `dtype`, one after the other."""
+    names = [key for key, tensor in state_dict.items() if tensor.dtype != dtype]
+    progress = host_progress(len(names))
+    for done, key in enumerate(names, start=1):
+        state_dict[key] = state_dict[key].to(dtype)
+        progress(done, len(names))

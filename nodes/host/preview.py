@@ -16,6 +16,7 @@ from PIL import Image, WebPImagePlugin
 
 from ...cogvideox.checkpoint import CheckpointError
 from ...cogvideox.tiny_decoder import TinyDecoder, read_tiny_decoder
+from .files import ModelFileError, read_state_dict
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,6 @@ PREVIEW_FACTORS = [
     [-0.0390, 0.0064, 0.0978],
 ]
 PREVIEW_BIAS = [-0.023, 0.0, -0.017]
-
 
 # The file of the tiny decoder in models/vae_approx begins so. Those for HunyuanVideo and Wan hold the same keys and
 # shapes, so that the name alone tells whose latents it reads.
@@ -84,9 +84,8 @@ def find_tiny_decoder(device: torch.device) -> TinyDecoder | None:
         )
         return None
     try:
-        path = folder_paths.get_full_path_or_raise("vae_approx", names[0])
-        decoder = read_tiny_decoder(comfy.utils.load_torch_file(path, safe_load=True))
-    except CheckpointError as error:
+        decoder = read_tiny_decoder(read_state_dict(folder_paths.get_full_path_or_raise("vae_approx", names[0]))[0])
+    except (CheckpointError, ModelFileError) as error:  # no reason to end a run
         log.warning("%s: %s Rough colours are shown.", names[0], error)
         return None
     half = comfy.model_management.should_use_fp16(device)

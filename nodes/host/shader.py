@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ...cogvideox.checkpoint import normalise_branch, shader_config
+from ...cogvideox.checkpoint import normalise_branch
+from ...cogvideox.detection import shader_config
 from ...cogvideox.keys import DIFFUSION_AS_SHADER
 from ...cogvideox.shader import DiffusionAsShader
 from ...cogvideox.variants import LATENT_CHANNELS
@@ -27,7 +28,7 @@ def load_shader(model, path: Path, weight_dtype: str = "auto"):
     """Return a clone of MODEL (or of the transformer in the file) that follows the tracking video in its prompts."""
     state_dict = normalise_branch(read_branch(path), DIFFUSION_AS_SHADER, NAME)
     config = shader_config(state_dict)
-    model = base_model(model, path, weight_dtype, DIFFUSION_AS_SHADER)
+    model = base_model(model, path, weight_dtype)
     variant = require_cogvideox(model).variant
     body, copy = variant.transformer, config.transformer
     fits = (body.inner_dim, body.patch_size_t, variant.image_channels) == (copy.inner_dim, None, LATENT_CHANNELS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ...cogvideox.latents import check_size
-from ...cogvideox.sizes import MODELS, SAME, fitting_size, is_trained, latent_shape, nearest_length, token_count
+from ...cogvideox.latents import check_size, latent_shape
+from ...cogvideox.sizes import MODELS, SAME, fitting_size, is_trained, nearest_length, token_count
 from ...cogvideox.variants import LATENT_CHANNELS
 from .conditioning import check_image
 from .model import WORKING_WIDTHS

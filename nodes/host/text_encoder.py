@@ -257,14 +257,3 @@ def _word(clip: comfy.sd.CLIP, token: tuple) -> str:
 
 def _padded(tokens: list[tuple]) -> list[tuple]:
     return [*tokens, (T5_END, 1.0), *[(T5_PAD, 1.0)] * (TEXT_TOKENS - 1 - len(tokens))]
-
-
-def show_on_node(text: str, node_id: str | None) -> None:
-    """Show `text` below the widgets of the node that is running; nothing happens without a server."""
-    if node_id is None:
-        return
-    from server import PromptServer  # late: headless use has no server, and importing it costs seconds
-
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_progress_text(text, node_id)

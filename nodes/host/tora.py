@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw
 
-from ...cogvideox.checkpoint import normalise_tora, tora_config
-from ...cogvideox.keys import TORA
+from ...cogvideox.checkpoint import normalise_tora
+from ...cogvideox.detection import tora_config
 from ...cogvideox.tora import CANVAS, PATCH, Tora, flow_picture, path_flow, place_path
 from .branches import (
     Attachment,
@@ -48,7 +48,7 @@ def load_tora(model, path: Path, extractor: Path | None = None, weight_dtype: st
         state_dict = {**state_dict, **read_branch(extractor)}
     state_dict = normalise_tora(state_dict)
     config = tora_config(state_dict)
-    model = base_model(model, path, weight_dtype, TORA)
+    model = base_model(model, path, weight_dtype)
     variant = require_cogvideox(model).variant
     body = variant.transformer
     if body.patch_size_t is not None:

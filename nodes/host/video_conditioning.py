@@ -6,6 +6,7 @@ import comfy.utils
 import torch
 
 from ...cogvideox.masks import three_levels, two_levels
+from ...cogvideox.variants import LATENT_CHANNELS
 from .conditioning import (
     CONTROL_VIDEO,
     KNOWN_FRAMES,
@@ -22,7 +23,7 @@ from .conditioning import (
 )
 from .vae import require_cogvideox_vae
 
-PASS_1, PASS_2 = PASSES = ("pass 1", "pass 2")
+PASS_1, PASS_2 = ("pass 1", "pass 2")
 
 
 def inpaint_video(
@@ -48,15 +49,13 @@ def inpaint_video(
     if start_from_video:
         latent["samples"] = encode_video(vae, fitted).expand(batch_size, -1, -1, -1, -1).clone()
     if unknown.all():  # VideoX-Fun leaves mask and video zero then: video from text
-        masked = torch.zeros(1, 17, *latent["samples"].shape[2:])
+        masked = torch.zeros(1, 1 + LATENT_CHANNELS, *latent["samples"].shape[2:])
     else:
         known = torch.where(unknown[..., None], 0.0, fitted)
         known = augment(known, noise_augmentation, torch.Generator().manual_seed(noise_seed), keep_black=True)
         masked = masked_latents(vae, known, (~unknown).float()[None, None])
     values, without = {MASKED_VIDEO: masked * span.strength}, {MASKED_VIDEO: torch.zeros_like(masked)}
-    return VideoConditioning(
-        span.attach(positive, values, without), span.attach(negative, values, without), latent, "\n".join(notes)
-    )
+    return VideoConditioning(*span.attach((positive, negative), values, without), latent, "\n".join(notes))
 
 
 def control_to_video(
@@ -72,7 +71,7 @@ def control_to_video(
     start_image: torch.Tensor | None = None,
 ) -> VideoConditioning:
     """Condition on a control video IMAGE [F, H, W, C], and on a first frame where the model takes both."""
-    vae, span, notes = require_cogvideox_vae(vae), span or Span(), []
+    vae, span = require_cogvideox_vae(vae), span or Span()
     latent = empty_latent(width, height, length, batch_size)
     fitted, notes = fit_video("control video", control_video, width, height, length)
     if start_image is not None:
@@ -82,9 +81,7 @@ def control_to_video(
         notes += [made.note] if made.note else []
     control = encode_video(vae, fitted)
     values, without = {CONTROL_VIDEO: control * span.strength}, {CONTROL_VIDEO: torch.zeros_like(control)}
-    return VideoConditioning(
-        span.attach(positive, values, without), span.attach(negative, values, without), latent, "\n".join(notes)
-    )
+    return VideoConditioning(*span.attach((positive, negative), values, without), latent, "\n".join(notes))
 
 
 def remove_from_video(
@@ -116,10 +113,7 @@ def remove_from_video(
         "concat_mask": None,
         KNOWN_FRAMES: None,
     }
-    whole = Span()
-    return VideoConditioning(
-        whole.attach(positive, values, {}), whole.attach(negative, values, {}), latent, "\n".join(notes)
-    )
+    return VideoConditioning(*Span().attach((positive, negative), values, {}), latent, "\n".join(notes))
 
 
 def fit_video(name: str, video: torch.Tensor, width: int, height: int, length: int) -> tuple[torch.Tensor, list[str]]:

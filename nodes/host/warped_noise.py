@@ -50,7 +50,7 @@ class WarpedNoise:
                 (channels, count, height, width),
                 self.downsampling,
                 self.degradation,
-                seed=self.seed + index,
+                seed=(self.seed + index) % 2**64,
                 detail=self.detail,
                 progress=step,
             )

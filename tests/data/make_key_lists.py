@@ -85,7 +85,7 @@ def unfold(tree: dict) -> dict[str, tuple[int, ...]]:
 
 def load(name: str) -> dict[str, tuple[int, ...]]:
     """Read the names and shapes of one list."""
-    return unfold(json.loads((DATA / f"{name}.keys.json").read_text())["keys"])
+    return unfold(json.loads((DATA / f"{name}.keys.json").read_text("utf-8"))["keys"])
 
 
 def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
@@ -201,7 +201,7 @@ def _write(name: str, source: str, keys: dict[str, tuple[int, ...]]) -> None:
     if unfold(tree) != keys:
         raise RuntimeError(f"{name} does not survive folding")
     text = json.dumps(dict(source=source, keys=tree), indent=1)
-    (DATA / f"{name}.keys.json").write_text(_compact(text) + "\n")
+    (DATA / f"{name}.keys.json").write_text(_compact(text) + "\n", encoding="utf-8", newline="\n")
 
 
 def _compact(text: str) -> str:

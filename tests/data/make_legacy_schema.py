@@ -90,7 +90,8 @@ def live_schema() -> dict:
 
 if __name__ == "__main__":
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    sys.argv = ["x", "--cpu", "--base-directory", tempfile.mkdtemp()]
+    base = tempfile.TemporaryDirectory(prefix="cogvideox-schema-", ignore_cleanup_errors=True)
+    sys.argv = ["x", "--cpu", "--base-directory", base.name]
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -97,7 +97,8 @@ def text(promised: dict[str, Signature]) -> str:
 def main() -> None:
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     # An empty base: options that are files of an artist are none of ours.
-    sys.argv = ["x", "--cpu", "--base-directory", tempfile.mkdtemp(prefix="cogvideox-signatures-")]
+    base = tempfile.TemporaryDirectory(prefix="cogvideox-signatures-", ignore_cleanup_errors=True)
+    sys.argv = ["x", "--cpu", "--base-directory", base.name]
     import comfy.options
 
     comfy.options.enable_args_parsing()

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from . import models, videos
-from .server import COMFYUI, PACK, ROOT, Server
+from .server import COMFYUI, PACK, ROOT, running
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +24,5 @@ def server(tmp_path_factory):
         clip = base / "input" / "cogvideox_clips" / f"{number}.mp4"
         videos.write(clip, frames=9 + number, fps=8, width=96, height=64)
         clip.with_suffix(".txt").write_text(f"clip number {number}", encoding="utf-8")
-    server = Server(base)
-    try:
-        server.wait()
+    with running(base) as server:
         yield server
-    finally:
-        server.close()

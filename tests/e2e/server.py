@@ -9,7 +9,8 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ PACK = "ComfyUI-CogVideoX"
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", ROOT / ".dev" / "ComfyUI"))
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 START_SECONDS, RUN_SECONDS = 180, 180
+TEXT = (3).to_bytes(4, "big")  # how a binary message begins that holds the length of a node's id, the id and a text
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 Prompt = dict[str, dict[str, Any]]
@@ -41,6 +43,7 @@ class Run:
     prompt: Prompt
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)  # what nodes show on themselves, by their ids
 
     @property
     def end(self) -> str:
@@ -139,7 +142,10 @@ class Server:
             while not run.events or run.end not in ENDS:
                 message = socket.recv()
                 if not isinstance(message, str):
-                    continue  # preview images
+                    if message.startswith(TEXT):
+                        end = 8 + int.from_bytes(message[4:8], "big")
+                        run.texts[message[8:end].decode()] = message[end:].decode()
+                    continue  # others are preview images
                 event = json.loads(message)
                 if event["data"].get("prompt_id") != job:
                     continue
@@ -155,6 +161,17 @@ class Server:
                 if entry["type"] == "output":
                     run.files.append(self.base / "output" / entry["subfolder"] / entry["filename"])
         return run
+
+
+@contextmanager
+def running(base: Path) -> Iterator[Server]:
+    """Run a server in `base` until the block ends; enters the block when it answers."""
+    server = Server(base)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.close()
 
 
 def on_the_built_in_model(prompt: Prompt) -> Prompt:

@@ -120,7 +120,9 @@ def test_template_opens_whole_and_means_what_the_demo_runs(server: Server, page,
     assert page.execute_script(COMPLAINTS) == []
     assert page.execute_script(TOO_SMALL) == []
     assert page.execute_script("return document.querySelectorAll('.dom-widget .tiptap').length") == 1
-    assert page.execute_script("return app.graph.nodes.length") == len(json.loads(WORKFLOWS[name].read_text())["nodes"])
+    assert page.execute_script("return app.graph.nodes.length") == len(
+        json.loads(WORKFLOWS[name].read_text("utf-8"))["nodes"]
+    )
 
     made = page.execute_async_script("const [done] = arguments; app.graphToPrompt().then(made => done(made.output))")
     for node in made.values():
@@ -133,7 +135,7 @@ def test_template_opens_whole_and_means_what_the_demo_runs(server: Server, page,
 
 def test_missing_model_is_offered_for_download(server: Server, page):
     """The check above can fail: a file that is not there is complained about, with its address."""
-    graph = json.loads(WORKFLOWS["t2v_15"].read_text().replace("cogvideox_vae_bf16", "cogvideox_vae_gone"))
+    graph = json.loads(WORKFLOWS["t2v_15"].read_text("utf-8").replace("cogvideox_vae_bf16", "cogvideox_vae_gone"))
     page.execute_async_script("const [graph, done] = arguments; app.loadGraphData(graph).then(() => done())", graph)
     wait_for("the complaint", lambda: "error on CogVideoXLoadVAE" in page.execute_script(COMPLAINTS))
     screenshot(page, "missing_model")

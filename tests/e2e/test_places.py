@@ -14,7 +14,7 @@ from pack.legacy import ERAS
 from pack.tests.old_graphs import whole
 from pack.tests.shipping import shipped
 
-from .server import PACK, ROOT, WORKFLOWS, Server
+from .server import PACK, ROOT, WORKFLOWS, Server, running
 from .test_registered import NODES
 
 WRAPPER = "ComfyUI-CogVideoXWrapper"
@@ -81,12 +81,8 @@ def place(tmp_path_factory):
     script = wrapper / "web" / SCRIPT
     script.parent.mkdir(parents=True)
     script.write_text("// the wrapper's own script", "utf-8")
-    server = Server(base)
-    try:
-        server.wait()
+    with running(base) as server:
         yield server
-    finally:
-        server.close()
 
 
 def owned(server: Server, folder: str) -> set[str]:

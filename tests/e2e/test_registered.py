@@ -7,7 +7,7 @@ import pytest
 from .server import PACK, ROOT, WORKFLOWS, Server
 
 NODES = sorted(
-    id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'\bnode_id="(\w+)"', path.read_text())
+    id for path in (ROOT / "nodes").glob("*.py") for id in re.findall(r'\bnode_id="(\w+)"', path.read_text("utf-8"))
 )
 FAMILIES = ("loaders", "text", "latent", "conditioning", "sampling", "vae", "control", "patches")
 
@@ -51,3 +51,14 @@ def test_the_page_gets_every_template_with_its_picture(server: Server):
         address = f"/api/workflow_templates/{PACK}/{name}"
         assert server.read(f"{address}.json") == path.read_bytes()
         assert server.read(f"{address}.jpg").startswith(b"\xff\xd8")
+
+
+def test_a_node_shows_its_line(server: Server):
+    inputs = {"model": "5B", "size": "trained size", "seconds": 6.0, "base": 512}
+    prompt = {
+        "size": {"class_type": "CogVideoXResolution", "inputs": inputs, "_meta": {}},
+        "shown": {"class_type": "PreviewAny", "inputs": {"source": ["size", 0]}, "_meta": {}},
+    }
+    run = server.run(prompt)
+    assert run.end == "execution_success", run.message
+    assert run.texts["size"].startswith("720x480, 49 frames (6.1 s): 13x60x90 latents")

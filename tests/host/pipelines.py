@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import comfy.sample
 import diffusers
@@ -11,19 +11,20 @@ from pack.demo import tiny_pipeline
 from pack.nodes.host import loading
 from pack.nodes.host.model import leading_noise
 from pack.nodes.host.text_encoder import encode_prompt
+from torch.utils._pytree import tree_leaves
 
 WIDTH, HEIGHT, FRAMES = tiny_pipeline.WIDTH, tiny_pipeline.HEIGHT, tiny_pipeline.FRAMES
 VARIANTS = ("2b", "5b", "5b-i2v", "1.5", "1.5-i2v")
 TEXT_TO_VIDEO = ("2b", "5b", "1.5")
 IMAGE_TO_VIDEO = ("5b-i2v", "1.5-i2v")
+# Where model files lie that tests share; gone with the process.
+WRITTEN = TemporaryDirectory(prefix="cogvideox-models-", ignore_cleanup_errors=True)
 
 
 @cache
 def folder(variant: str) -> Path:
     """Return the folder of the tiny pipeline, written once; its weights are loud enough for every part to matter."""
-    path = Path(mkdtemp(prefix="cogvideox-tiny-")) / variant
-    tiny_pipeline.write(path, variant)
-    return path
+    return tiny_pipeline.write(Path(WRITTEN.name, variant), variant)
 
 
 @cache
@@ -60,6 +61,25 @@ def noise_of(latent: torch.Tensor, seed: int, leading: int) -> torch.Tensor:
     """Return the noise our run starts from, in diffusers' layout [B, T, C, H, W]."""
     noise = comfy.sample.prepare_noise(latent, seed)
     return torch.cat((leading_noise(noise, leading, seed), noise), dim=2).movedim(1, 2)
+
+
+def sampled(pipe, variant: str, steps: int, cfg: float, **inputs) -> torch.Tensor:
+    """Return diffusers' final latents [B, 16, T, H, W], unscaled, the leading one included."""
+    latents = pipe(
+        **embeddings(variant),
+        **inputs,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=steps,
+        guidance_scale=cfg,
+        output_type="latent",
+    ).frames
+    return latents.movedim(1, 2) / pipe.vae.config.scaling_factor
+
+
+def tensors(nested) -> list[torch.Tensor]:
+    """Return every tensor in nested lists, tuples and dicts."""
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, torch.Tensor)]
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

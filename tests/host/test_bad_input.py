@@ -771,25 +771,6 @@ def test_a_run_cancelled_in_the_middle_leaves_model_and_inputs_alone(unharmed, v
     assert list(model.model_options["transformer_options"]) == options
 
 
-@pytest.fixture
-def cancel_at(monkeypatch):
-    """Return a function that presses cancel when the progress bar reaches a value; the values seen are its result."""
-
-    def press(value):
-        seen = []
-
-        def hook(done, total, *_, **__):
-            seen.append(done)
-            if done >= value:
-                comfy.model_management.interrupt_current_processing(True)
-
-        monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
-        return seen
-
-    yield press
-    assert not comfy.model_management.processing_interrupted()
-
-
 @pytest.mark.parametrize("memory", ["whole frame", "slabs", "tiles"])
 def test_a_decode_cancelled_in_the_middle_leaves_the_vae_alone(cancel_at, monkeypatch, memory):
     vae = pipelines.ours("5b")[2]
@@ -812,3 +793,11 @@ def test_an_encode_cancelled_in_the_middle_leaves_the_vae_alone(cancel_at, monke
     monkeypatch.undo()
     assert 0 < seen[-1] < 5, "cancelled in the middle"
     assert torch.equal(CogVideoXVAEEncode.execute(video, vae, "mode", 0).result[0]["samples"], before)
+
+
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8_e4m3fn"])
+def test_a_load_can_be_cancelled(cancel_at, weight_dtype):
+    seen = cancel_at(1)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        load_model(str(pipelines.folder("5b")), weight_dtype)
+    assert seen == [1]

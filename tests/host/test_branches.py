@@ -7,7 +7,6 @@ import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import comfy.model_patcher
 import comfy.sd
@@ -62,7 +61,7 @@ def weights(name: str) -> dict[str, torch.Tensor]:
 @cache
 def file(name: str) -> Path:
     """Return a file of the branch alone."""
-    path = Path(mkdtemp(prefix="cogvideox-branch-")) / f"{name}.safetensors"
+    path = Path(pipelines.WRITTEN.name, f"{name}.safetensors")
     save_file(weights(name), path)
     return path
 

@@ -24,7 +24,7 @@ from pack.nodes.host.conditioning import empty_latent, image_to_video
 import nodes
 
 from . import pipelines
-from .pipelines import FRAMES, HEIGHT, WIDTH, relative_error
+from .pipelines import FRAMES, HEIGHT, WIDTH, relative_error, tensors
 
 SEED, STEPS, CFG = 3, 4, 6.0
 
@@ -247,20 +247,8 @@ def test_a_run_does_not_change_its_inputs(variant):
     before = copy.deepcopy((positive, negative, latent))
     model = pipelines.ours(variant)[0]
     nodes.KSampler().sample(model, SEED, 2, CFG, "euler", "simple", positive, negative, latent, 1.0)
-    for old, new in zip(flat(before), flat((positive, negative, latent)), strict=True):
+    for old, new in zip(tensors(before), tensors((positive, negative, latent)), strict=True):
         assert torch.equal(old, new)
-
-
-def flat(value):
-    """Yield every tensor in nested lists, tuples and dicts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for key in sorted(value):
-            yield from flat(value[key])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from flat(item)
 
 
 def test_a_patch_on_a_clone_stays_on_the_clone():
@@ -270,7 +258,7 @@ def test_a_patch_on_a_clone_stays_on_the_clone():
     assert "sampler_cfg_function" not in model.model_options
 
 
-def test_the_leading_latent_of_15_is_seen_by_nobody(monkeypatch):
+def test_the_leading_latent_of_15_is_seen_by_nobody():
     """Callbacks and previews get the frames that were asked for; the run depends on the seed alone."""
     model = pipelines.ours("1.5")[0]
     positive, negative, latent = conditioned("1.5")

@@ -6,10 +6,10 @@ import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import comfy.controlnet
 import comfy.model_patcher
+import comfy.sampler_helpers
 import folder_paths
 import latent_preview
 import node_helpers
@@ -42,7 +42,7 @@ def file(variant: str = "5b", seed: int = 7, out_proj_dim: int | None = None) ->
     """Return a ControlNet file for the tiny model of `variant`."""
     body = replace(tiny_pipeline.VARIANTS[variant], in_channels=64, num_layers=LAYERS)
     shapes = tiny_pipeline.module_shapes(CogVideoXControlNet(ControlNetConfig(body, out_proj_dim=out_proj_dim)))
-    path = Path(mkdtemp(prefix="cogvideox-controlnet-")) / f"{variant}.safetensors"
+    path = Path(pipelines.WRITTEN.name, f"controlnet-{variant}-{seed}-{out_proj_dim}.safetensors")
     save_file(tiny_pipeline.random_weights(shapes, seed), path)
     return str(path)
 
@@ -360,5 +360,10 @@ def test_a_control_net_of_another_family_is_refused(monkeypatch):
 
 
 def test_another_model_is_refused():
+    (positive, _) = apply(pipelines.prompts("5b"), control_net(), video())
+    control = positive[0][1]["control"]
+    # The host asks for memory before it tells a ControlNet of the model.
+    _, memory = comfy.sampler_helpers.get_additional_models({"positive": [{"control": control}]}, torch.bfloat16)
+    assert memory == 0
     with pytest.raises(ValueError, match=r"steers .* and got another model \(Linear\)"):
-        control_net().pre_run(torch.nn.Linear(1, 1), lambda percent: percent)
+        control.pre_run(torch.nn.Linear(1, 1), lambda percent: percent)

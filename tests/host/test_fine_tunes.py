@@ -23,7 +23,7 @@ from comfy_extras.nodes_void import (
     VOIDSampler,
     VOIDWarpedNoiseSource,
 )
-from pack.cogvideox import checkpoint, schedule
+from pack.cogvideox import detection, schedule
 from pack.cogvideox.transformer import CogVideoXTransformer3DModel
 from pack.demo import tiny_pipeline
 from pack.nodes.host import coding, loading
@@ -150,17 +150,8 @@ def test_fun_control_equals_diffusers(base):
     conds = [node_helpers.conditioning_set_values(c, {"concat_latent_image": latents}) for c in pipelines.prompts(base)]
     actual = nodes.KSampler().sample(ours(base, 32), SEED, STEPS, CFG, "euler", "simple", *conds, latent, 1.0)[0]
     pipe = their_pipeline(diffusers.CogVideoXFunControlPipeline, base, 32)
-    expected = pipe(
-        **pipelines.embeddings(base),
-        control_video=pictures(control),
-        latents=pipelines.noise_of(latent["samples"], SEED, 0),
-        height=HEIGHT,
-        width=WIDTH,
-        num_inference_steps=STEPS,
-        guidance_scale=CFG,
-        output_type="latent",
-    ).frames
-    expected = expected.movedim(1, 2) / pipe.vae.config.scaling_factor
+    noise = pipelines.noise_of(latent["samples"], SEED, 0)
+    expected = pipelines.sampled(pipe, base, STEPS, CFG, latents=noise, control_video=pictures(control))
     assert relative_error(actual["samples"], expected) <= TOLERANCE
 
 
@@ -182,18 +173,9 @@ def image_run(base: str, channels: int, image_latents: torch.Tensor, latent, mon
     kind = diffusers.CogVideoXImageToVideoPipeline
     monkeypatch.setattr(kind, "prepare_latents", given_images(image_latents.movedim(1, 2)))
     pipe = their_pipeline(kind, base, channels)
-    out = pipe(
-        **pipelines.embeddings(base),
-        image=pictures(video(1))[0],
-        latents=pipelines.noise_of(latent["samples"], SEED, 0),
-        num_frames=FRAMES,
-        height=HEIGHT,
-        width=WIDTH,
-        num_inference_steps=STEPS,
-        guidance_scale=CFG,
-        output_type="latent",
-    ).frames
-    return out.movedim(1, 2) / pipe.vae.config.scaling_factor
+    noise = pipelines.noise_of(latent["samples"], SEED, 0)
+    image = pictures(video(1))[0]
+    return pipelines.sampled(pipe, base, STEPS, CFG, latents=noise, image=image, num_frames=FRAMES)
 
 
 def our_image_run(base: str, channels: int, **images):
@@ -465,5 +447,5 @@ def test_the_node_shows_what_was_recognised(name, monkeypatch):
 
 
 def test_the_overrides_of_this_file_are_offered():
-    assert {"sparkvsr", "image_repeated"} <= set(checkpoint.VARIANT_OVERRIDES)
+    assert {"sparkvsr", "image_repeated"} <= set(detection.VARIANT_OVERRIDES)
     assert schedule.trailing_timesteps(5)[3] == RESTORE_TIMESTEP  # what 2 steps at denoise 0.4 begin at

@@ -219,6 +219,13 @@ def test_a_chosen_type_unpacks_the_blocks(weight_dtype, tmp_path):
     assert f", {weight_dtype}, " in loading.describe(patcher)
 
 
+def test_unpacking_can_be_cancelled(cancel_at, tmp_path):
+    seen = cancel_at(1)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        loading.load_model(FILES["gguf"](tmp_path, "Q4_K"), "bf16")
+    assert seen == [1]
+
+
 def test_it_samples_through_the_stock_node(tmp_path):
     state_dict = {key: tensor for key, tensor in in_blocks("Q4_0").items()}
     latent = video(loading.load_model(saved(tmp_path / "a.safetensors", state_dict)), "1.5")

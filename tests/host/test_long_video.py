@@ -307,7 +307,7 @@ def test_saving_copies_the_stream_as_it_is():
     assert packets(target) == packets(source)
 
 
-def test_a_cancelled_run_leaves_no_file(monkeypatch):
+def test_a_cancelled_run_leaves_no_file():
     before = temporary()
     vae = pipelines.ours("5b")[2]
     comfy.model_management.interrupt_current_processing()

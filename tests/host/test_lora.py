@@ -461,7 +461,7 @@ def test_a_part_that_does_not_fit_is_told_with_numbers_and_names(loras, caplog):
     assert_merged(patched, merged(lora))
 
 
-def test_a_control_lora_says_which_channels_it_misses(loras, caplog):
+def test_a_control_lora_says_which_channels_it_misses(loras):
     lora = random_lora(["patch_embed.proj", "proj_out"], "5b-i2v")
     patched, told = adapter.load_lora(model(), loras.folder / loras(written(lora)), 1.0, "none")
     assert "trained with 32 input channels" in told and "has 16" in told

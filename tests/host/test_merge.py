@@ -144,7 +144,7 @@ def sample(model, variant="2b"):
 
 
 @pytest.mark.parametrize("pair", ["2b"], indirect=True)
-def test_a_saved_merge_loads_again_with_the_same_weights(pair, tmp_path, monkeypatch):
+def test_a_saved_merge_loads_again_with_the_same_weights(pair, tmp_path):
     one, two, _, _ = pair
     merged = blocks_merge(one, two, "1: 0.25", embeddings=0.9, first_blocks=0.5)
     expected, video = patched(merged), sample(merged)

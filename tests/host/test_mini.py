@@ -86,7 +86,10 @@ def test_previews_of_the_shipped_model_have_its_colours():
     assert means["its own"] <= 0.03 and means["of the released VAE"] >= 0.1, means
 
 
-@pytest.mark.parametrize("rows", [{}, {"latent_rgb_factors": [[1, 2, 3]]}, {"latent_rgb_factors": [1] * 16}])
+@pytest.mark.parametrize(
+    "rows",
+    [{}, *({"latent_rgb_factors": rows} for rows in ([[1, 2, 3]], [1] * 16, [["a", "b", "c"]] * 16, None, 5))],
+)
 def test_other_folders_have_the_colours_of_the_released_vae(rows):
     assert loading.latent_colours({"latent_rgb_factors_bias": [0, 0, 0], **rows}) == ()
 

@@ -461,12 +461,9 @@ def test_as_many_videos_as_images(starts, ends, batch_size, videos):
 
 
 @pytest.fixture
-def notes(monkeypatch):
+def notes(shown_on):
     """Return the notes shown on the node."""
-    shown = []
-    monkeypatch.setattr(CogVideoXImageToVideo, "hidden", type("Hidden", (), {"unique_id": "7"}))
-    monkeypatch.setattr("pack.nodes.conditioning.show_on_node", lambda text, id: shown.append((text, id)))
-    return shown
+    return shown_on(CogVideoXImageToVideo)
 
 
 def recording_vae():

@@ -333,10 +333,8 @@ def test_released_models_have_their_polynomial(variant):
         ("1.5-i2v", "CogVideoX1.5-5B-I2V"),
     ],
 )
-def test_another_model_takes_the_nearest_polynomial_and_says_so(variant, nearest, monkeypatch):
-    shown = []
-    monkeypatch.setattr(CogVideoXStepCache, "hidden", type("Hidden", (), {"unique_id": "7"}))
-    monkeypatch.setattr("pack.nodes.patches.show_on_node", lambda text, id: shown.append((text, id)))
+def test_another_model_takes_the_nearest_polynomial_and_says_so(variant, nearest, shown_on):
+    shown = shown_on(CogVideoXStepCache)
     model = pipelines.ours(variant)[0]
     cached(model, "first block cache")
     assert shown == []

@@ -44,18 +44,8 @@ def reference(variant, latent, pipe=None, **kwargs):
     """diffusers' final latents [B, 16, T, H, W], unscaled and without the leading one."""
     pipe = pipe or pipelines.theirs(variant)
     leading = 1 if variant.startswith("1.5") else 0
-    out = pipe(
-        **pipelines.embeddings(variant),
-        latents=pipelines.noise_of(latent["samples"], SEED, leading),
-        num_frames=FRAMES,
-        height=HEIGHT,
-        width=WIDTH,
-        num_inference_steps=STEPS,
-        guidance_scale=CFG,
-        output_type="latent",
-        **kwargs,
-    ).frames
-    return out.movedim(1, 2)[:, :, leading:] / pipe.vae.config.scaling_factor
+    noise = pipelines.noise_of(latent["samples"], SEED, leading)
+    return pipelines.sampled(pipe, variant, STEPS, CFG, latents=noise, num_frames=FRAMES, **kwargs)[:, :, leading:]
 
 
 @pytest.fixture
@@ -162,18 +152,8 @@ def test_video_to_video_equals_diffusers(variant, mode, assert_same, monkeypatch
     pipe = pipelines.theirs(variant, kind=diffusers.CogVideoXVideoToVideoPipeline)
     noise = pipelines.noise_of(latents, SEED, 0)
     monkeypatch.setattr(pipeline_cogvideox_video2video, "randn_tensor", lambda *a, **k: noise)
-    expected = pipe(
-        **pipelines.embeddings(variant),
-        video=[pil(video[i : i + 1]) for i in range(FRAMES)],
-        strength=V2V_DENOISE,
-        height=HEIGHT,
-        width=WIDTH,
-        num_inference_steps=STEPS,
-        guidance_scale=CFG,
-        output_type="latent",
-    ).frames
-    expected = expected.movedim(1, 2) / pipe.vae.config.scaling_factor
-    assert_same(variant, actual, expected)
+    frames = [pil(video[i : i + 1]) for i in range(FRAMES)]
+    assert_same(variant, actual, pipelines.sampled(pipe, variant, STEPS, CFG, video=frames, strength=V2V_DENOISE))
 
 
 @pytest.mark.parametrize("variant", pipelines.VARIANTS)

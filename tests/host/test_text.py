@@ -380,10 +380,7 @@ def test_node_encodes_and_warns_once_of_a_cut(clip, caplog):
     assert "of 226 tokens: cut from “" in record.getMessage()
 
 
-def test_node_shows_the_count_on_itself(clip, monkeypatch):
-    shown = []
-    monkeypatch.setattr("pack.nodes.text.show_on_node", lambda text, node_id: shown.append((text, node_id)))
-    hidden = type("Hidden", (), {"unique_id": "7"})
-    monkeypatch.setattr(CogVideoXTextEncode, "hidden", hidden)
+def test_node_shows_the_count_on_itself(clip, shown_on):
+    shown = shown_on(CogVideoXTextEncode)
     CogVideoXTextEncode.execute(clip, "a cat", "truncate")
     assert shown == [("4 of 226 tokens", "7")]

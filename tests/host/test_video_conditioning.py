@@ -21,7 +21,7 @@ from pack.nodes.video_conditioning import CogVideoXControlToVideo, CogVideoXInpa
 import nodes
 
 from . import pipelines
-from .pipelines import FRAMES, HEIGHT, WIDTH, relative_error
+from .pipelines import FRAMES, HEIGHT, WIDTH, relative_error, tensors
 
 SEED, STEPS, CFG = 11, 5, 6.0  # 5 steps divide 1000: the reference's own spacing
 SIZE = (WIDTH, HEIGHT, FRAMES, 1)
@@ -184,7 +184,7 @@ def test_the_latent_may_start_from_the_video():
     assert relative_error(little, latent["samples"]) < relative_error(much, latent["samples"])
 
 
-def test_noise_is_added_to_what_is_known_only(monkeypatch):
+def test_noise_is_added_to_what_is_known_only():
     videos = []
     vae = copy.copy(pipelines.ours("fun-inp")[2])
     encode = vae.encode
@@ -303,23 +303,15 @@ def test_images_of_another_length_are_refused_by_fun_too():
 def test_control_equals_diffusers(record_property):
     made = control()
     pipe = pipelines.theirs("fun-control", kind=diffusers.CogVideoXFunControlPipeline)
-    expected = pipe(
-        **pipelines.embeddings("fun-control"),
-        latents=pipelines.noise_of(made[2]["samples"], SEED, 0),
-        control_video=[list(clip().movedim(-1, 1))],
-        height=HEIGHT,
-        width=WIDTH,
-        num_inference_steps=STEPS,
-        guidance_scale=CFG,
-        output_type="latent",
-    ).frames
+    noise = pipelines.noise_of(made[2]["samples"], SEED, 0)
+    video = [list(clip().movedim(-1, 1))]
+    expected = pipelines.sampled(pipe, "fun-control", STEPS, CFG, latents=noise, control_video=video)
     actual = sample("fun-control", made)
-    scaled = expected.movedim(1, 2) / pipe.vae.config.scaling_factor
-    error = relative_error(actual, scaled)
+    error = relative_error(actual, expected)
     record_property("latents_relative_error", error)
     assert error <= LATENT_TOLERANCE
     frames = nodes.VAEDecode().decode(pipelines.ours("fun-control")[2], {"samples": actual})[0]
-    video = (pipe.decode_latents(expected) / 2 + 0.5).clamp(0, 1)[0].movedim(0, -1)
+    video = (pipe.vae.decode(expected).sample / 2 + 0.5).clamp(0, 1)[0].movedim(0, -1)
     difference = (frames - video).abs().max().item()
     record_property("frames_max_difference", difference)
     assert difference <= FRAME_TOLERANCE
@@ -478,18 +470,6 @@ def test_context_windows_cut_the_channels(kind):
     assert len(windows) > 1 and len(windows[0]) < whole.shape[2]
 
 
-def flat(value):
-    """Yield every tensor in nested lists, tuples and dicts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for key in sorted(value):
-            yield from flat(value[key])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from flat(item)
-
-
 @pytest.mark.parametrize("kind", BATCHES)
 def test_nothing_given_is_changed(kind):
     variant, make = BATCHES[kind]
@@ -499,7 +479,7 @@ def test_nothing_given_is_changed(kind):
         assert torch.equal(text, given) and values.keys() == before.keys()
     before = copy.deepcopy(made)
     sample(variant, made, steps=1)
-    for old, new in zip(flat(before), flat(made), strict=True):
+    for old, new in zip(tensors(before), tensors(made), strict=True):
         assert torch.equal(old, new)
     assert [values.keys() for _, values in made[0]] == [values.keys() for _, values in before[0]]
 

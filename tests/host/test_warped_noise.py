@@ -79,6 +79,11 @@ def test_noise_has_the_latents_size_and_moves_as_the_pictures_say(size):
     assert abs(float((noise[0] * noise[1]).mean())) < 0.1  # each video of the batch has its own
 
 
+def test_the_largest_seed_serves_a_batch():
+    noise = source(pictures(), seed=2**64 - 1).generate_noise(empty_latent(WIDTH, HEIGHT, FRAMES, 2))
+    assert not torch.equal(noise[0], noise[1])
+
+
 def test_pictures_for_every_frame_are_as_good_as_for_every_step():
     latent = empty_latent(WIDTH, HEIGHT, FRAMES, 1)
     flow = pictures()

@@ -6,14 +6,9 @@ import pytest
 import torch
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from diffusers.models.transformers.consisid_transformer_3d import ConsisIDTransformer3DModel
-from pack.cogvideox.checkpoint import (
-    CheckpointError,
-    consisid_config,
-    normalise_branch,
-    normalise_transformer,
-    shader_config,
-)
+from pack.cogvideox.checkpoint import CheckpointError, normalise_branch, normalise_transformer
 from pack.cogvideox.consisid import ConsisID, ConsisIDConfig
+from pack.cogvideox.detection import consisid_config, shader_config
 from pack.cogvideox.keys import CONSISID, DIFFUSION_AS_SHADER
 from pack.cogvideox.shader import DiffusionAsShader, ShaderConfig
 from pack.cogvideox.variants import COGVIDEOX_5B, TransformerConfig

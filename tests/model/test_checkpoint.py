@@ -5,15 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pack.cogvideox.checkpoint import (
+from pack.cogvideox.checkpoint import CheckpointError, check_keys, normalise_transformer, normalise_vae, split_add_on
+from pack.cogvideox.detection import (
     VARIANT_OVERRIDE_NOTES,
     VARIANT_OVERRIDES,
-    CheckpointError,
-    check_keys,
     detect_variant,
-    normalise_transformer,
-    normalise_vae,
-    split_add_on,
     transformer_config,
     vae_config,
 )

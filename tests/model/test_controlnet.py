@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding, Timesteps
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
-from pack.cogvideox.checkpoint import CheckpointError, controlnet_config, normalise_controlnet, normalise_transformer
+from pack.cogvideox.checkpoint import CheckpointError, normalise_controlnet, normalise_transformer
 from pack.cogvideox.controlnet import CogVideoXControlNet, halve_frames
+from pack.cogvideox.detection import controlnet_config
 from pack.cogvideox.transformer import CogVideoXTransformer3DModel
 from pack.cogvideox.variants import COGVIDEOX_2B, COGVIDEOX_5B, ControlNetConfig, TransformerConfig
 

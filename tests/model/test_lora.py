@@ -19,6 +19,8 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, safe_open
 
+from .test_transformer import relative_error
+
 TOLERANCE = 5e-6  # measured: 8.5e-7
 RANK = 4
 TINY = dict(
@@ -81,10 +83,6 @@ def forwards(name: str, theirs: Reference, state_dict: dict) -> tuple[torch.Tens
     model.load_state_dict({key: tensor for key, tensor in state_dict.items() if key in known}, strict=True)
     expected = theirs(x.movedim(2, 1), context, timestep, ofs=ofs, image_rotary_emb=rope, return_dict=False)[0]
     return model(x, timestep, context, ofs), expected.movedim(1, 2)
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 def shapes(name: str) -> dict[str, torch.Size]:

@@ -13,6 +13,8 @@ from diffusers.schedulers import scheduling_dpm_cogvideox
 from pack.cogvideox import schedule
 from pack.cogvideox.samplers import SAMPLERS, sample_cogvideox_ddim, sample_cogvideox_dpm, step_noise
 
+from .test_schedule import reference
+
 SHAPE = (1, 16, 3, 4, 6)
 # Measured: 5.8e-6. The reference's terminal level is sigma = infinity, the host's 4518.76, so the first x0 is off by
 # y / 4518.
@@ -56,16 +58,7 @@ def noise_of(index, dtype=torch.float64):
 
 def run_reference(name, scale, steps, first=0, start=None, monkeypatch=None, dtype=torch.float64):
     """Return the latent after each step of the diffusers scheduler, as its pipelines drive it."""
-    scheduler = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[name](
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        snr_shift_scale=scale,
-    )
+    scheduler = reference(scale, {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[name])
     scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps[first:]
     velocity, old = Velocity(dtype), None
@@ -101,20 +94,20 @@ def run_ours(name, scale, steps, denoise=1.0, start=None, dtype=torch.float64):
     return [x / (1 + sigma**2).sqrt() for x, sigma in states[1:]], model.calls
 
 
-def largest_error(ours, reference):
-    assert len(ours) == len(reference)
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, reference, strict=True))
+def largest_error(ours, theirs):
+    assert len(ours) == len(theirs)
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 20, 50])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_step_equals_diffusers_where_steps_divide_1000(name, steps, scale, monkeypatch):
-    reference = run_reference(name, scale, steps, monkeypatch=monkeypatch)
+    expected = run_reference(name, scale, steps, monkeypatch=monkeypatch)
     ours, timesteps = run_ours(name, scale, steps)
     assert timesteps == schedule.trailing_timesteps(steps).tolist()
     # One step is the x0 of the terminal level itself, undiluted: y / 4518 at |y| up to 4.
-    assert largest_error(ours, reference) < (1e-3 if steps == 1 else TOLERANCE)
+    assert largest_error(ours, expected) < (1e-3 if steps == 1 else TOLERANCE)
 
 
 def run_original(name, scale, steps):
@@ -155,25 +148,25 @@ def test_every_step_equals_the_original_for_any_count(name, steps, scale):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_diffusers_departs_where_steps_do_not_divide_1000(name, steps, scale, monkeypatch):
     # It steps to t - 1000 // N, up to one timestep above the next t of its list, and takes the result for that next t.
-    reference = run_reference(name, scale, steps, monkeypatch=monkeypatch)
+    expected = run_reference(name, scale, steps, monkeypatch=monkeypatch)
     ours, _ = run_ours(name, scale, steps)
-    assert 5e-3 < largest_error(ours, reference) < 2e-2  # measured: 7.7e-3 to 1.42e-2; 4e-6 to the original
+    assert 5e-3 < largest_error(ours, expected) < 2e-2  # measured: 7.7e-3 to 1.42e-2; 4e-6 to the original
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_video_to_video_equals_diffusers(name, monkeypatch):
     start = noise_of(50)
-    reference = run_reference(name, 1.0, 50, first=10, start=start, monkeypatch=monkeypatch)
+    expected = run_reference(name, 1.0, 50, first=10, start=start, monkeypatch=monkeypatch)
     ours, _ = run_ours(name, 1.0, 40, denoise=0.8, start=start)
-    assert largest_error(ours, reference) < TOLERANCE
+    assert largest_error(ours, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_float32_equals_diffusers(name, monkeypatch):
-    reference = run_reference(name, 1.0, 20, monkeypatch=monkeypatch, dtype=torch.float32)
+    expected = run_reference(name, 1.0, 20, monkeypatch=monkeypatch, dtype=torch.float32)
     ours, _ = run_ours(name, 1.0, 20, dtype=torch.float32)
     assert ours[-1].dtype == torch.float32
-    assert largest_error(ours, reference) < 2 * TOLERANCE
+    assert largest_error(ours, expected) < 2 * TOLERANCE
 
 
 def test_ddim_below_the_terminal_level_is_euler():

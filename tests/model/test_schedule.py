@@ -9,8 +9,8 @@ from diffusers import CogVideoXDDIMScheduler
 from pack.cogvideox import schedule
 
 
-def reference(snr_shift_scale=1.0):
-    return CogVideoXDDIMScheduler(
+def reference(snr_shift_scale=1.0, kind=CogVideoXDDIMScheduler):
+    return kind(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

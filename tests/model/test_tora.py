@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pack.cogvideox.checkpoint import CheckpointError, normalise_tora, tora_config
+from pack.cogvideox.checkpoint import CheckpointError, normalise_tora
+from pack.cogvideox.detection import tora_config
 from pack.cogvideox.tora import (
     BLUR_SIGMA,
     BLUR_SIZE,
@@ -147,7 +148,8 @@ def test_every_published_layout_is_read():
     }
     apart = {key.removeprefix("fuser.").removeprefix("traj_extractor."): tensor for key, tensor in state_dict.items()}
     whole = {**state_dict, "patch_embed.proj.weight": torch.zeros(1)}
-    for file in (whole, {"module": sat}, apart):
+    bare = {key.removeprefix("model.diffusion_model.mixins.adaln_layer."): tensor for key, tensor in sat.items()}
+    for file in (whole, {"module": sat}, apart, bare):
         assert normalise_tora(file).keys() == state_dict.keys()
         assert tora_config(normalise_tora(file)) == CONFIG
 
@@ -160,9 +162,10 @@ def test_half_of_it_is_refused():
             tora_config(normalise_tora(half))
 
 
-def test_another_file_is_refused():
+@pytest.mark.parametrize("key", ["a.weight", "a.0.flow_gamma_spatial.weight"])
+def test_another_file_is_refused(key):
     with pytest.raises(CheckpointError, match="an unknown model .* but Tora was needed"):
-        normalise_tora({"a.weight": torch.zeros(1)})
+        normalise_tora({key: torch.zeros(1)})
 
 
 # --- paths ---------------------------------------------------------------------------------------------------------

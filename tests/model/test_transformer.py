@@ -28,6 +28,7 @@ TINY_VARIANTS = {
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 

@@ -11,6 +11,8 @@ from pack.cogvideox.latents import latent_frames, pixel_frames
 from pack.cogvideox.vae import AutoencoderKLCogVideoX, Posterior, time_chunks
 from pack.cogvideox.variants import VAEConfig
 
+from .test_transformer import relative_error
+
 TOLERANCE = 1e-5
 TINY = VAEConfig(block_out_channels=(8, 8, 12, 16), layers_per_block=1, norm_num_groups=4)
 
@@ -39,11 +41,6 @@ def models() -> tuple[AutoencoderKLCogVideoX, Reference]:
     ours = AutoencoderKLCogVideoX(TINY).eval()
     ours.load_state_dict(reference.state_dict(), strict=True)
     return ours, reference
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 def report(case: str, *errors: float) -> None:
