@@ -64,6 +64,7 @@ class Control(Images):
         for name in ("CogVideoXTrajectory", "CogVideoXLoadTora"):
             self._schema_of(name)
         target = self.claim(node, "CogVideoXTrajectory", patch=True)
+        self.idle |= {(node.id, name) for name in ("width", "height", "num_frames")}  # the latents have them
         self.carry(target, "coordinates", node, "coordinates")
         flow = self.native(self.source(node, "optical_flow"))
         self.link(target, "optical_flow", self.cut(node, sampler, flow, self.frames_of(sampler) if sampler else None))

@@ -16,9 +16,7 @@ class FunSamplers(Samplers):
         start, end = (self.native(self.source(node, name)) for name in ("start_img", "end_img"))
         video = self.native(self.source(node, "vid2vid_images"))
         latent: Source | None = None
-        size = None
-        if self.value(node, "base_resolution") is not None and (start or end or video):
-            size = self.bucket(node, start or end or video, node)
+        size = self._bucketed(node, start or end or video)
         if start or end:
             conds, latent = self.image_to_video(
                 node, node, conds, start, end, (node, "noise_aug_strength"), "video_length", size
@@ -30,6 +28,10 @@ class FunSamplers(Samplers):
         model, conds = self._tora(node, model, conds, latent)
         denoise = "vid2vid_denoise" if video is not None else ""
         return self._sampler(node, model, conds, latent, "cfg", denoise)
+
+    def _bucketed(self, node: Node, image: Source | None) -> Node | None:
+        """Return the node that chooses the size, where a sampler did so."""
+        return self.bucket(node, image, node) if image and self.value(node, "base_resolution") is not None else None
 
     def _repaint(self, node: Node, video: Source, size: Node | None) -> Source:
         scale = self.beside(node, "ImageScale", {"upscale_method": "lanczos", "crop": "center"})
@@ -48,7 +50,7 @@ class FunSamplers(Samplers):
         model = self._patches(node, self._model(node))
         conds = self._conds(node)
         video, control = (self.native(self.source(node, name)) for name in ("validation_video", "control_video"))
-        size = self.bucket(node, video or control, node) if video or control else None
+        size = self._bucketed(node, video or control)
         latent: Source | None = None
         if control is not None and not self._is_control(node):
             self.report.note(f"{label(node)}: its model takes no control video, which was left out.")

@@ -10,6 +10,7 @@ from .report import label
 
 FRAME_STEP = 8  # native videos have 8n + 1 frames
 LANDSCAPE = (720, 480)
+FOREIGN_LATENTS = "{}: its samples come from {}, whose latents are laid out for the wrapper."
 
 
 def fitted(count: int) -> int:
@@ -44,9 +45,8 @@ class Images(Loaders):
 
         def apply(target: Node, slot: str) -> None:
             self.moved.setdefault((str(old.id), name), (str(target.id), slot))
-            source = self.graph.input_of(old, name)
-            if source is not None and self.primitive(old, name) is None:
-                self._tell_of_length(old, name, source)
+            if self.linked(old, name):
+                self._tell_of_length(old, name)
                 self.carry(target, slot, old, name)
                 return
             count = self.value(old, name)
@@ -56,9 +56,9 @@ class Images(Loaders):
 
         return apply
 
-    def _tell_of_length(self, old: Node, name: str, source: Source) -> None:
+    def _tell_of_length(self, old: Node, name: str) -> None:
         """Say which length a node of others gives, where its one widget tells that it does not fit."""
-        maker = self.origin(source)
+        maker = self.origin(self.graph.input_of(old, name))
         saved = self._stock_list(maker) if maker is not None and not self.is_old(maker) else []
         if len(saved) == 1 and type(saved[0]) is int and fitted(saved[0]) != saved[0]:
             self.report.note(
@@ -71,8 +71,8 @@ class Images(Loaders):
         if video is None or sampler is None or frames is None:
             return video
         count = self.value(sampler, frames)
-        linked = self.graph.input_of(sampler, frames) is not None and self.primitive(sampler, frames) is None
-        if not linked and isinstance(count, int) and fitted(count) > count:  # an old 48 is 49 here: repeat the last
+        if not self.linked(sampler, frames) and isinstance(count, int) and fitted(count) > count:
+            # An old 48 is 49 here: repeat the last.
             last = self.beside(place, "ImageFromBatch", {"batch_index": -1, "length": 1})
             self.link(last, "image", video)
             more: Source = (last.id, 0)
@@ -210,6 +210,7 @@ class Images(Loaders):
         """Make the nodes that encode the first frames of a video to repaint."""
         target = self.claim(place, "CogVideoXVAEEncode") if claim else self.beside(sampler, "CogVideoXVAEEncode")
         target.values["posterior"] = "sample"  # the wrapper drew from the posterior
+        self.idle |= {(sampler.id, "width"), (sampler.id, "height")}  # the video has them
         self.link(target, "vae", self.vae(place) or self.vae(sampler))
         self.link(target, "pixels", self.cut(place, sampler, video, frames))
         return target.id, 0
@@ -261,6 +262,9 @@ class Images(Loaders):
         target.values["memory"] = "tiles" if tiled else "auto"
         if tiled and self.value(node, "auto_tile_size") is False:
             self.report.note(f"{label(node)}: the sizes of its tiles were left out; they follow the free memory here.")
-        self.link(target, "samples", self.native(self.source(node, "samples")))
+        samples = self.source(node, "samples")
+        if self.runs(node) and (maker := self.stranger(samples)) is not None:
+            self.report.note(FOREIGN_LATENTS.format(label(node), label(maker)))
+        self.link(target, "samples", self.native(samples))
         self.link(target, "vae", self.vae(node))
         return {"images": (target.id, 0)}

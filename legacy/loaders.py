@@ -15,6 +15,7 @@ FOLDERS = {
     "kijai/CogVideoX-5b-1.5-I2V": ("CogVideoX1.5-5B-I2V",),
     "kijai/CogVideoX-Fun-2b": ("CogVideoX-Fun-2b-InP",),
     "kijai/CogVideoX-Fun-5b": ("CogVideoX-Fun-5b-InP",),
+    "kijai/CogVideoX-Fun-pruned": ("CogVideoX-Fun-5b-InP",),
 }
 GGUF_VAE = "cogvideox_vae.safetensors"
 WEIGHT_DTYPES = {

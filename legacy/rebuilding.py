@@ -6,7 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import signatures
-from .graph import BYPASS, NEVER, Canvas, Graph, Node, Prompt, Source, entries
+from .graph import (
+    BYPASS,
+    GAP,
+    NEVER,
+    SUBGRAPH_OUTPUT,
+    TITLE_HEIGHT,
+    Canvas,
+    Graph,
+    Node,
+    Prompt,
+    Source,
+    entries,
+    free_spot,
+)
 from .native import Schema, make, slots
 from .report import NEEDS, WRAPPER, Missing, Report, label, own_title
 
@@ -33,11 +46,13 @@ class Rebuilding:
         self.new: dict[Any, Node] = {}
         self.claimed: dict[Any, list[str]] = {}  # id of an old or stock node: types made in its place
         self.extra: dict[Any, list[str]] = {}  # id: types that stand beside it
+        self.anchors: dict[Any, Any] = {}  # id of a node that was put beside: that of the old one
         self.removed: set[Any] = set()
         self.built: dict[Any, dict[str, Source | None]] = {}
         self.vaes: dict[Any, Source | None] = {}
         self.measured: dict[Source, Any] = {}
         self.moved: dict[tuple[str, str], tuple[str, str]] = {}  # a widget's node and name: those it has now
+        self.idle: set[tuple[Any, str]] = set()  # inputs of old nodes whose links need not be told of
         self._readings: dict[Any, signatures.Reading] = {}
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -71,6 +86,10 @@ class Rebuilding:
             return None
         saved = self._stock_list(origin)[:1]
         return saved[0] if saved and widget.fits(saved[0]) else None
+
+    def linked(self, node: Node, name: str) -> bool:
+        """Say whether a widget's value comes over a link that only a run follows."""
+        return self.graph.input_of(node, name) is not None and self.primitive(node, name) is None
 
     @staticmethod
     def runs(node: Node) -> bool:
@@ -128,6 +147,12 @@ class Rebuilding:
                     queue.append(origin)
         return False
 
+    def stranger(self, samples: Source | None) -> Node | None:
+        """Return the node of another pack that makes latents itself, None where the wrapper's nodes made them."""
+        origin = self.origin(samples)
+        known = origin is None or self.is_old(origin) or self.carries_old(origin, "samples")
+        return None if known else origin
+
     def serves_old(self, node: Node) -> bool:
         """Say whether what a node of others gives goes to the wrapper's nodes alone."""
         users = {user.id: user for slot in range(3) for user, _ in self.graph.consumers((node.id, slot))}
@@ -177,8 +202,7 @@ class Rebuilding:
         if isinstance(self.graph, Prompt):
             node.raw = None
         if first:
-            height = max(node.size[1], 0)
-            node.pos, node.size = old.pos, (max(old.size[0], 210), max(old.size[1], height))
+            node.pos, node.size = old.pos, (max(old.size[0], 210), max(old.size[1], node.made["least_height"]))
         else:
             self._place(node, old)
         self.claimed.setdefault(old.id, []).append(node_type)
@@ -195,8 +219,11 @@ class Rebuilding:
         return node
 
     def _place(self, node: Node, anchor: Node) -> None:
+        self.anchors[node.id] = anchor.id
+        left, _, _, bottom = anchor.box
+        boxes = [one.box for one in (*self.graph.nodes.values(), *self.new.values()) if one.id != SUBGRAPH_OUTPUT]
         if isinstance(self.graph, Canvas):
-            node.pos = self.graph.free_spot(anchor, node.size, self.new.values())
+            node.pos = free_spot((left, bottom + GAP + TITLE_HEIGHT), node.size, boxes)
 
     def link(self, node: Node, name: str, source: Source | None) -> None:
         """Connect an input of a new node."""
@@ -284,7 +311,7 @@ class Rebuilding:
         if node.id not in self.built:
             self.built[node.id] = {}  # a graph that feeds itself ends here
             builder = getattr(self, f"_build_{node.type}", None)
-            unread = self.reading(node).unread
+            unread = [name for name in self.reading(node).unread if self.graph.input_of(node, name) is None]
             if unread:
                 self.report.note(
                     f"{label(node)}: {', '.join(unread)} could not be read from the file and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .graph import SUBGRAPH_OUTPUT, Node
+from .graph import SUBGRAPH_OUTPUT, Canvas, Node, around, covers, free_spot, holds
 from .rebuilding import EMPTY, NOTE, PASSING, PRIMITIVE, Rebuilding
 from .report import label
 
@@ -43,6 +43,7 @@ class Rewiring(Rebuilding):
             if self.claimed.get(node.id) == [NOTE]:
                 continue
             names = self.graph.names.get(node.id)
+            lost: dict[str, list[str]] = {}
             for key, source in node.inputs.items():
                 traced = self.trace(source)
                 origin = self.graph.nodes.get(traced[0]) if traced else None
@@ -52,7 +53,11 @@ class Rewiring(Rebuilding):
                 told = any(label(node) in note and label(origin) in note for note in self.report.notes)
                 if origin is not None and (origin.id in self.claimed or origin.type in (PRIMITIVE, *EMPTY)) or told:
                     continue
-                self.report.note(f"{label(node)}: its {name} came from {label(origin)}; that link has no equal.")
+                if (node.id, name) not in self.idle:
+                    lost.setdefault(label(origin), []).append(name)
+            for origin, ended in lost.items():
+                links = "that link has" if len(ended) == 1 else "those links have"
+                self.report.note(f"{label(node)}: its {' and '.join(ended)} came from {origin}; {links} no equal.")
 
     def _reconnect(self) -> None:
         """Move the links of other packs' nodes to the new outputs."""
@@ -132,6 +137,35 @@ class Rewiring(Rebuilding):
                 for key, source in node.inputs.items()
                 if source[0] in nodes or source[0] not in self.graph.nodes
             }
+        if isinstance(self.graph, Canvas):
+            shown = [node for id, node in nodes.items() if id != SUBGRAPH_OUTPUT]
+            self._settle(shown)
+            self._regroup(shown)
         if SUBGRAPH_OUTPUT in nodes:
             nodes[SUBGRAPH_OUTPUT] = nodes.pop(SUBGRAPH_OUTPUT)
         self.graph.nodes = nodes
+
+    def _settle(self, nodes: list[Node]) -> None:
+        """Move new nodes, which may be larger, off those that the old ones in their places did not cover."""
+        boxes = {node.id: node.box for node in nodes}
+
+        def covered(node: Node, other: Node) -> bool:
+            before = [self.graph.nodes.get(one.id) for one in (node, other)]
+            return None not in before and covers(*(one.box for one in before))
+
+        for node in nodes:
+            others = [one for one in nodes if one is not node] if node.id in self.new else []
+            if any(covers(boxes[node.id], boxes[one.id]) and not covered(node, one) for one in others):
+                node.pos = free_spot(node.pos, node.size, [boxes[one.id] for one in others if not covered(node, one)])
+                boxes[node.id] = node.box
+
+    def _regroup(self, nodes: list[Node]) -> None:
+        """Widen groups around what stands for their nodes now, where that takes in no others."""
+        for group, frame in self.graph.groups():
+            held = {id for id, node in self.graph.nodes.items() if holds(frame, node.box)}
+            own = [node for node in nodes if self.anchors.get(node.id, node.id) in held]
+            wide = around(frame, [node.box for node in own if node.id in self.new])
+            taken = [node for node in nodes if holds(wide, node.box) and not holds(frame, node.box)]
+            if wide != frame and all(node in own for node in taken):
+                left, top, right, bottom = wide
+                group["bounding"] = [left, top, right - left, bottom - top]
