@@ -135,12 +135,12 @@ class Graph:
         self.nodes[node.id] = node
         return node
 
-    def consumers(self, source: Source) -> Iterator[tuple[Node, Any]]:
-        """Yield (node, input) for every link that leaves an output."""
-        for node in self.nodes.values():
-            for key, origin in node.inputs.items():
-                if origin == source:
-                    yield node, key
+    def users(self, node: Node) -> Iterator[tuple[Node, int]]:
+        """Yield (node, output) for every link that leaves a node."""
+        for user in self.nodes.values():
+            for id, slot in user.inputs.values():
+                if id == node.id:
+                    yield user, slot
 
     def new_id(self) -> Any:
         raise NotImplementedError

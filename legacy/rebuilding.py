@@ -65,7 +65,8 @@ class Rebuilding:
         """Return what a saved node holds."""
         if node.id not in self._readings:
             if isinstance(self.graph, Prompt):
-                read = signatures.read(node.type, node.values, [*node.inputs, *node.values])
+                used = 1 + max((slot for _, slot in self.graph.users(node)), default=-1)
+                read = signatures.read(node.type, node.values, [*node.inputs, *node.values], used=used)
             else:
                 outputs = [slot.get("name", "") for slot in entries(node.raw, "outputs") if isinstance(slot, dict)]
                 read = signatures.read(node.type, node.raw.get("widgets_values"), self.graph.names[node.id], outputs)
@@ -155,8 +156,7 @@ class Rebuilding:
 
     def serves_old(self, node: Node) -> bool:
         """Say whether what a node of others gives goes to the wrapper's nodes alone."""
-        users = {user.id: user for slot in range(3) for user, _ in self.graph.consumers((node.id, slot))}
-        return all(self.is_old(user) or user.type in PASSING for user in users.values())
+        return all(self.is_old(user) or user.type in PASSING for user, _ in self.graph.users(node))
 
     def origin(self, source: Source | None) -> Node | None:
         """Return the node that makes a value."""

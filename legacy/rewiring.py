@@ -101,7 +101,7 @@ class Rewiring(Rebuilding):
                     if one.type == "SetNode" and self._key(one) == self._key(node):
                         queue.append((one.id, 0))
         for node in passing:
-            served = any(user.id in gone for user, _ in self._original_consumers(node))
+            served = any(user.id in gone for user, _ in self.graph.users(node))
             by_get = node.type == "SetNode" and any(
                 one.type == "GetNode" and self._key(one) == self._key(node) for one in passing
             )
@@ -114,13 +114,10 @@ class Rewiring(Rebuilding):
             for node in passing:
                 if node.id in self.removed or node.id in useful:
                     continue
-                users = [user for user, _ in self._original_consumers(node)]
+                users = [user for user, _ in self.graph.users(node)]
                 if users and all(user.id in self.removed or user.id in gone for user in users):
                     self.removed.add(node.id)
                     changed = True
-
-    def _original_consumers(self, node: Node):
-        return [pair for slot in range(2) for pair in self.graph.consumers((node.id, slot))]
 
     def _assemble(self) -> None:
         nodes = {}

@@ -297,8 +297,7 @@ class Samplers(Prompts, Patches, Control):
         video = self.native(self.graph.input_of(warped, "images"))
         saved = self._stock_values(warped, *WARPED_NOISE[warped.type])
         # Another pack's node keeps its place where somebody looks at its pictures or decodes its noise.
-        users = [user for slot in range(3) for user, _ in self.graph.consumers((warped.id, slot))]
-        alone = all(user.type == node.type for user in users)
+        alone = all(user.type == node.type for user, _ in self.graph.users(warped))
         noise = (self.claim if alone else self.beside)(warped if alone else node, "CogVideoXWarpedNoise")
         for name, old in (("seed", "seed"), ("degradation", "degradation"), ("downsampling", "noise_downtemp_interp")):
             slot = noise.made["slots_by_name"][name]

@@ -322,7 +322,8 @@ _FITS = {
 }
 _FITS["PART"] = lambda value: _FITS["FLOAT"](value) and 0 <= value <= 1
 # What the server makes of a value in the API format, which scripts write as they like.
-_CASTS: dict[str, Callable[[Any], Any]] = {"INT": int, "SEED": int, "FLOAT": float, "PART": float, "BOOL": bool}
+_CASTS: dict[str, Callable[[Any], Any]] = {"INT": int, "SEED": int, "FLOAT": float, "PART": float}
+_CASTS["BOOL"] = {0: False, 1: True, "true": True, "false": False, "True": True, "False": False}.__getitem__
 _EMPTY = {"INT": 0, "SEED": 0, "FLOAT": 0.0, "BOOL": False, "TEXT": "", "SOCKET": "", "COMBO": ""}
 _TEXTS = ("COMBO", "DTYPE", "DEVICE", "COMPILE", "TEXT")  # whose defaults are written as they are
 
@@ -414,8 +415,11 @@ def _by_position(era: Era, saved: list) -> tuple[dict[str, Any], list[str], floa
     return values, unread, len(saved) - place + 0.5 * missing
 
 
-def read(node_type: str, saved: Any, inputs: Iterable[str], outputs: Iterable[str] = ()) -> Reading:
-    """Find the era of a saved node from its values (a list by position or a dict by name), inputs and outputs."""
+def read(node_type: str, saved: Any, inputs: Iterable[str], outputs: Iterable[str] = (), used: int = 0) -> Reading:
+    """Find the era of a saved node from its values (a list by position or a dict by name), inputs and outputs.
+
+    `used` is how many of its outputs, from the first, others must have seen.
+    """
     inputs, outputs = list(inputs), list(outputs)
     best: tuple[float, Reading] | None = None
     for era in eras(node_type):
@@ -428,6 +432,7 @@ def read(node_type: str, saved: Any, inputs: Iterable[str], outputs: Iterable[st
         else:
             values, unread, off = _by_position(era, saved if isinstance(saved, list) else [])
         penalty = 2 * len(unread) + off + 4 * sum(name not in era.inputs for name in inputs)
+        penalty += 20 * (used > len(era.outputs))  # more than any name
         if outputs:
             penalty += 2 * (len(outputs) != len(era.outputs)) + 2 * (
                 (outputs[0] == "cogvideo_pipe") != (era.outputs[:1] == ("pipe",))

@@ -784,6 +784,29 @@ def test_scripts_write_numbers_as_they_like():
     assert any("seed could not be read" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(("chosen", "made"), [("disabled", "bf16"), ("enabled", "fp8_e4m3fn")])
+def test_words_are_no_switches_in_the_api_format(chosen, made):
+    graph = whole("DownloadAndLoadCogVideoModel", 4)
+    prompt = graph.prompt()
+    loader = prompt[str(the(graph, "DownloadAndLoadCogVideoModel"))]["inputs"]
+    loader.clear()
+    loader |= {"model": "THUDM/CogVideoX-5b", "precision": "bf16", "fp8_transformer": chosen, "compile": "disabled"}
+    new, report = convert(prompt)
+    (native,) = [node["inputs"] for node in new.values() if node["class_type"] == "CogVideoXLoadModel"]
+    assert native["weight_dtype"] == made and not any("could not be read" in note for note in report.notes)
+
+
+def test_what_is_linked_tells_how_many_outputs_a_node_has():
+    graph = whole("CogVideoSampler", -1)
+    prompt = graph.prompt()
+    loader = prompt[str(the(graph, "DownloadAndLoadCogVideoModel"))]["inputs"]
+    loader.clear()
+    loader |= {"model": "THUDM/CogVideoX-5b", "precision": "bf16", "fp8_transformer": "disabled", "device": "cuda"}
+    new, _ = convert(prompt)  # names of other versions, but its VAE is used
+    (decoder,) = [node["inputs"] for node in new.values() if node["class_type"] == "CogVideoXVAEDecode"]
+    assert new[decoder["vae"][0]]["class_type"] == "CogVideoXLoadVAE"
+
+
 JUNK = [None, [], {}, "", "x", -1, 0, 1, 3.5, float("inf"), 10**400, True, [None], {"0": 1}, "fixed", -10, -20]
 
 
