@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any
 
 Source = tuple[Any, int]  # node id, output slot
+Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 ENDS = ("origin_id", "origin_slot", "target_id", "target_slot")
 SUBGRAPH_OUTPUT = -20  # the editor's id for where a subgraph's results leave it
@@ -98,25 +99,32 @@ def holds(frame: Box, box: Box) -> bool:
     return frame[0] <= x <= frame[2] and frame[1] <= y <= frame[3]
 
 
-def around(frame: Box, boxes: Iterable[Box]) -> Box:
-    """Return a group's frame, widened for nodes that stand out of it."""
-    left, top, right, bottom = frame
-    for box in boxes:
-        left = left if left <= box[0] else box[0] - GAP
-        top = top if top <= box[1] else box[1] - GAP - TITLE_HEIGHT
-        right = right if right >= box[2] else box[2] + GAP
-        bottom = bottom if bottom >= box[3] else box[3] + GAP
-    return left, top, right, bottom
+def widened(frame: Box, box: Box) -> Box:
+    """Return a group's frame, widened for a node that stands out of it."""
+    return (
+        frame[0] if frame[0] <= box[0] else box[0] - GAP,
+        frame[1] if frame[1] <= box[1] else box[1] - GAP - TITLE_HEIGHT,
+        frame[2] if frame[2] >= box[2] else box[2] + GAP,
+        frame[3] if frame[3] >= box[3] else box[3] + GAP,
+    )
 
 
-def free_spot(wish: tuple[float, float], size: tuple[float, float], boxes: list[Box]) -> tuple[float, float]:
-    """Return the place nearest to `wish` at which a node of `size` covers none of `boxes`: there or at their edges."""
+def free_spot(wish: Point, size: Point, boxes: list[Box], home: Box | None) -> Point:
+    """Return the place nearest to `wish` where a node of `size` covers none of `boxes`: there or at their edges.
+
+    Places in the group `home` come before all others.
+    """
     wide, tall = size
+
+    def rank(spot: Point) -> tuple[bool, float]:
+        x, y = spot
+        return home is not None and not holds(home, (x, y, x + wide, y + tall)), math.dist(spot, wish)
+
     span = (wish[0] - REACH, wish[1] - REACH, wish[0] + wide + REACH, wish[1] + tall + REACH)
     for around in ([box for box in boxes if covers(box, span)], boxes):
         columns = [wish[0], *(x for box in around for x in (box[0] - GAP - wide, box[2] + GAP))]
         rows = [wish[1], *(y for box in around for y in (box[1] - GAP - tall, box[3] + GAP + TITLE_HEIGHT))]
-        for x, y in sorted(product(columns, rows), key=lambda spot: math.dist(spot, wish)):
+        for x, y in sorted(product(columns, rows), key=rank):
             place = (x, y - TITLE_HEIGHT, x + wide, y + tall)
             if not any(covers(place, box) for box in boxes):
                 return x, y
@@ -294,6 +302,11 @@ class Canvas(Graph):
             corner, size = pair(bounding[:2], (0.0, 0.0)), pair(bounding[2:], (0.0, 0.0))
             if all(size):
                 yield group, (*corner, corner[0] + size[0], corner[1] + size[1])
+
+    def home(self, node: Node) -> Box | None:
+        """Return the smallest group that holds a node."""
+        frames = [frame for _, frame in self.groups() if holds(frame, node.box)]
+        return min(frames, key=lambda frame: (frame[2] - frame[0]) * (frame[3] - frame[1]), default=None)
 
     def new_id(self) -> int:
         self._free[0] += 1

@@ -223,7 +223,8 @@ class Rebuilding:
         left, _, _, bottom = anchor.box
         boxes = [one.box for one in (*self.graph.nodes.values(), *self.new.values()) if one.id != SUBGRAPH_OUTPUT]
         if isinstance(self.graph, Canvas):
-            node.pos = free_spot((left, bottom + GAP + TITLE_HEIGHT), node.size, boxes)
+            wish = left, bottom + GAP + TITLE_HEIGHT
+            node.pos = free_spot(wish, node.size, boxes, self.graph.home(anchor))
 
     def link(self, node: Node, name: str, source: Source | None) -> None:
         """Connect an input of a new node."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .graph import SUBGRAPH_OUTPUT, Canvas, Node, around, covers, free_spot, holds
+from .graph import SUBGRAPH_OUTPUT, Canvas, Node, covers, free_spot, holds, widened
 from .rebuilding import EMPTY, NOTE, PASSING, PRIMITIVE, Rebuilding
 from .report import label
 
@@ -153,16 +153,24 @@ class Rewiring(Rebuilding):
         for node in nodes:
             others = [one for one in nodes if one is not node] if node.id in self.new else []
             if any(covers(boxes[node.id], boxes[one.id]) and not covered(node, one) for one in others):
-                node.pos = free_spot(node.pos, node.size, [boxes[one.id] for one in others if not covered(node, one)])
+                around = [boxes[one.id] for one in others if not covered(node, one)]
+                old = self.graph.nodes.get(self.anchors.get(node.id, node.id))
+                node.pos = free_spot(node.pos, node.size, around, old and self.graph.home(old))
                 boxes[node.id] = node.box
 
     def _regroup(self, nodes: list[Node]) -> None:
-        """Widen groups around what stands for their nodes now, where that takes in no others."""
-        for group, frame in self.graph.groups():
+        """Widen groups around what stands for their nodes now, where that takes in no others and meets no group."""
+        groups = list(self.graph.groups())
+        frames = [frame for _, frame in groups]
+        for place, (group, frame) in enumerate(groups):
             held = {id for id, node in self.graph.nodes.items() if holds(frame, node.box)}
-            own = [node for node in nodes if self.anchors.get(node.id, node.id) in held]
-            wide = around(frame, [node.box for node in own if node.id in self.new])
-            taken = [node for node in nodes if holds(wide, node.box) and not holds(frame, node.box)]
-            if wide != frame and all(node in own for node in taken):
-                left, top, right, bottom = wide
+            own = [node for node in nodes if node.id in self.new and self.anchors.get(node.id, node.id) in held]
+            for node in own:
+                wide = widened(frames[place], node.box)
+                taken = [one for one in nodes if holds(wide, one.box) and not holds(frame, one.box)]
+                met = [one for one in frames if covers(wide, one) and not covers(frame, one)]
+                if not met and all(one in own for one in taken):
+                    frames[place] = wide
+            left, top, right, bottom = frames[place]
+            if frames[place] != frame:
                 group["bounding"] = [left, top, right - left, bottom - top]

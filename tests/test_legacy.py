@@ -142,6 +142,10 @@ def test_nodes_keep_their_places_and_those_that_grew_move_off_others():
     assert x <= grown["pos"][0] and y <= grown["pos"][1] - 30
     assert x + wide >= grown["pos"][0] + grown["size"][0] and y + tall >= grown["pos"][1] + grown["size"][1]
     assert (x + wide, y + tall) >= (3920, 360), "a group never shrinks"
+    assert (x, y + tall) != (3580, 360), "it was widened"
+    near = {"title": "Another", "bounding": [x, 361, wide, 100]}, {"title": "Above", "bounding": [x, -200, wide, 139]}
+    new, _ = convert({**graph.editor(), "groups": [group, *near]})
+    assert new["groups"] == [group, *near], "groups that lay apart do so still"
     assert convert({**graph.editor(), "groups": [{"bounding": "none"}, None, group]})[1].converted
 
 
