@@ -48,7 +48,9 @@ class Control(Images):
         try:
             target = self._paths(encoder, sampler)
             loader = self.origin(self.source(encoder, "tora_model"))
-            if loader is not None and self.is_old(loader):
+            if loader is None and "tora" in self.model_name(sampler):  # at first Tora was a model of its own
+                loader = self.loader_of(sampler, "model", "pipeline")
+            if self.is_old(loader):
                 self.built.setdefault(loader.id, {})
                 tora = self._load_tora(loader)
                 tora.mode = tora.mode if self.runs(encoder) else BYPASS

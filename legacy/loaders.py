@@ -194,6 +194,11 @@ class Loaders(Rebuilding):
             source = self.source(origin, "pipeline")
         return None
 
+    def model_name(self, sampler: Node) -> str:
+        """Return the name of a sampler's model in small letters, which is how the wrapper knew models apart."""
+        loader = self.loader_of(sampler, "model", "pipeline")
+        return str(self.value(loader, "model")).lower() if self.is_old(loader) else ""
+
     def vae(self, node: Node) -> Source | None:
         """Return the VAE of an old node: its own input, or that of its pipeline."""
         source = self.source(node, "vae", "vae_override")

@@ -72,12 +72,8 @@ class Samplers(Prompts, Patches, Control):
 
     def _is_control(self, sampler: Node) -> bool:
         """Say whether the wrapper took a model for one with a control video: by its name."""
-        name = self._model_name(sampler)
+        name = self.model_name(sampler)
         return "pose" in name or "control" in name
-
-    def _model_name(self, sampler: Node) -> str:
-        loader = self.loader_of(sampler, "model", "pipeline")
-        return str(self.value(loader, "model")).lower() if loader is not None and self.is_old(loader) else ""
 
     def _build_CogVideoSampler(self, node: Node) -> dict[str, Source | None]:
         model = self._patches(node, self._model(node))
@@ -257,7 +253,7 @@ class Samplers(Prompts, Patches, Control):
             scheduler = TILED
         elif node.type == "CogVideoSampler" and "context_options" not in self.reading(node).era.inputs:
             return scheduler  # when there were no others, DDIM was that of CogVideoX
-        if scheduler in GENERIC and "2b" in self._model_name(node):
+        if scheduler in GENERIC and "2b" in self.model_name(node):
             self.report.note(
                 f"{label(node)}: {scheduler} left out the noise shift of the 2B models in the wrapper; here it is kept."
             )

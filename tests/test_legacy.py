@@ -582,6 +582,21 @@ def test_primitives_are_read_where_their_value_changes_and_stay_linked_where_not
     assert source_of(new, sampler, "noise_seed")[0]["id"] == seed
 
 
+def test_tora_was_a_model_of_its_own_at_first():
+    graph = whole("ToraEncodeTrajectory", 0)
+    graph.nodes[0]["widgets_values"][0] = "kijai/CogVideoX-5b-Tora"
+    encoder, loader = (the(graph, kind) for kind in ("ToraEncodeTrajectory", "DownloadAndLoadToraModel"))
+    graph.links = [link for link in graph.links if link[1] != loader]
+    (entry,) = [entry for entry in graph.node(encoder)["inputs"] if entry["name"] == "tora_model"]
+    entry["link"] = None
+    graph.node(loader)["type"] = "Nobody"
+    new, notes = native(graph)
+    (sampler,) = by_type(new, "CogVideoXSampler")
+    tora, _ = source_of(new, sampler, "model")
+    assert tora["type"] == "CogVideoXLoadTora" and "Tora" in values_of(tora)["tora_name"]
+    assert source_of(new, tora, "model")[0]["type"] == "CogVideoXLoadModel"
+
+
 def test_what_is_linked_and_went_nowhere_is_told():
     graph = whole("CogVideoSampler", -1)
     id = the(graph, "CogVideoSampler")
