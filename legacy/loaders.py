@@ -17,7 +17,7 @@ FOLDERS = {
     "kijai/CogVideoX-Fun-5b": ("CogVideoX-Fun-5b-InP",),
     "kijai/CogVideoX-Fun-pruned": ("CogVideoX-Fun-5b-InP",),
 }
-GGUF_VAE = "cogvideox_vae.safetensors"
+GGUF_VAES = ("cogvideox_vae.safetensors", "cogvideox_vae_bf16.safetensors")  # as the wrapper loaded it, as published
 WEIGHT_DTYPES = {
     "fp8_e4m3fn": "fp8_e4m3fn",
     "enabled": "fp8_e4m3fn",
@@ -38,22 +38,21 @@ class Loaders(Rebuilding):
         )
 
     def _build_CogVideoXModelLoader(self, node: Node) -> dict[str, Source | None]:
-        name = self.choose("CogVideoXLoadModel", "model_name", str(self.value(node, "model")))
-        return self._loader(node, name, self.value(node, "quantization"), "base_precision")
+        return self._loader(node, self._single(node), self.value(node, "quantization"), "base_precision")
 
     def _build_DownloadAndLoadCogVideoGGUFModel(self, node: Node) -> dict[str, Source | None]:
-        name = self.choose("CogVideoXLoadModel", "model_name", str(self.value(node, "model")))
         if self.value(node, "fp8_fastmode"):
             self.report.note(f"{label(node)}: fp8_fastmode has no equal for GGUF; the weights stay in their blocks.")
-        return self._loader(node, name, None, None)
+        return self._loader(node, self._single(node), None, None)
+
+    def _single(self, node: Node) -> str:
+        advice = "put {} into models/diffusion_models and refresh the page."
+        return self.find(node, "CogVideoXLoadModel", "model_name", [str(self.value(node, "model"))], advice)
 
     def _folder(self, node_type: str, name: str, node: Node, model: str) -> str:
         names = FOLDERS.get(model, (model.rsplit("/", 1)[-1],))
-        chosen = self.choose(node_type, name, *names)
-        listed = self.listed(node_type, name)
-        if listed is not None and chosen not in listed:
-            self.report.note(f"{label(node)}: put the folder {chosen} into models/CogVideo and refresh the page.")
-        return chosen
+        advice = "put the folder {} into models/CogVideo and refresh the page."
+        return self.find(node, node_type, name, names, advice)
 
     def _loader(self, node: Node, name: str, quantization: Any, precision: str | None) -> dict[str, Source | None]:
         loader = self.claim(node, "CogVideoXLoadModel", {"model_name": name})
@@ -115,16 +114,14 @@ class Loaders(Rebuilding):
         own = "CogVideoXLoadLoRA" in self.schema
         target, strength = ("CogVideoXLoadLoRA", "strength") if own else ("LoraLoaderModelOnly", "strength_model")
         wanted = str(self.value(node, "lora"))
-        name = self.choose(target, "lora_name", wanted)
+        advice = "put {} into models/loras (the wrapper read models/CogVideo/loras)."
+        name = self.find(node, target, "lora_name", [wanted], advice)
         lora = self.claim(node, target, {"lora_name": name}, patch=True)
         self.carry_link(lora, "lora_name", node, "lora")
         self.carry(lora, strength, node, "strength")
         # The wrapper fused these two at 1 / rank instead of 1.
         if self.value(node, "fuse_lora") and any(word in wanted.lower() for word in ("orbit", "dimensionx")):
             self.set(lora, "scaling", "1/rank", node)
-        listed = self.listed(target, "lora_name")
-        if listed is not None and name not in listed:
-            self.report.note(f"{label(node)}: put {wanted} into models/loras (the wrapper read models/CogVideo/loras).")
         return lora
 
     def _build_CogVideoLoraSelect(self, node: Node) -> dict[str, Source | None]:
@@ -157,13 +154,15 @@ class Loaders(Rebuilding):
 
     def _build_CogVideoXVAELoader(self, node: Node) -> dict[str, Source | None]:
         loader = self.claim(node, "CogVideoXLoadVAE")
-        wanted = str(self.value(node, "model_name"))
-        loader.values["vae_name"] = self.choose("CogVideoXLoadVAE", "vae_name", wanted)
+        loader.values["vae_name"] = self._vae_file(node, str(self.value(node, "model_name")))
         self.carry_link(loader, "vae_name", node, "model_name")
         self.carry(loader, "weight_dtype", node, "precision")
         if self.source(node, "compile_args"):
             self.report.note(f"{label(node)}: compiling the VAE has no equal.")
         return {"vae": (loader.id, 0)}
+
+    def _vae_file(self, node: Node, *wanted: str) -> str:
+        return self.find(node, "CogVideoXLoadVAE", "vae_name", wanted, "put {} into models/vae and refresh the page.")
 
     def vae_of(self, loader: Node | None) -> Source | None:
         """Return the VAE that an old loader brought along, as a loader of its own beside it."""
@@ -172,7 +171,7 @@ class Loaders(Rebuilding):
         if loader.id not in self.vaes:
             self.build(loader)
             if loader.type == "DownloadAndLoadCogVideoGGUFModel":
-                name = self.choose("CogVideoXLoadVAE", "vae_name", "cogvideox_vae_bf16.safetensors", GGUF_VAE)
+                name = self._vae_file(loader, *GGUF_VAES)
                 precision = self.value(loader, "vae_precision")
             else:
                 model = self.value(loader, "model") or "THUDM/CogVideoX-2b"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import signatures
@@ -267,7 +267,7 @@ class Rebuilding:
 
     def choose(self, node_type: str, name: str, *wanted: str) -> str:
         """Return the first of some files or folders that the host lists, else the last, as it is written there."""
-        listed = next((slot.choices for slot in slots(self._schema_of(node_type)) if slot.name == name), None) or ()
+        listed = self.listed(node_type, name) or ()
         for want in wanted:
             for choice in listed:
                 if str(choice).replace("\\", "/").lower() == want.replace("\\", "/").lower():
@@ -279,6 +279,13 @@ class Rebuilding:
                 ):
                     return choice
         return wanted[-1]
+
+    def find(self, old: Node, node_type: str, name: str, wanted: Sequence[str], advice: str) -> str:
+        """Choose a file or folder for an old node, and give advice where the host does not list it."""
+        chosen, listed = self.choose(node_type, name, *wanted), self.listed(node_type, name)
+        if listed is not None and chosen not in listed:
+            self.report.note(f"{label(old)}: {advice.format(chosen)}")
+        return chosen
 
     def listed(self, node_type: str, name: str) -> tuple | None:
         """Return the choices of a combo, or None where only the host knows them."""

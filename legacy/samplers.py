@@ -21,6 +21,7 @@ WARPED_NOISE = {  # of ComfyUI-VideoNoiseWarp: its widgets in order
     ),
     "GetWarpedNoiseFromVideoCogVideoX": ("noise_downtemp_interp", "num_frames", "degradation", "seed"),
 }
+RAFT = "raft_large_C_T_SKHT_V2-ff5fadd5.safetensors"
 DDIM, DPM = "ddim", "dpm"
 REFERENCE_CFG = "reference"
 
@@ -306,7 +307,10 @@ class Samplers(Prompts, Patches, Control):
                 self.report.note(f"{label(warped)}: {old} {saved[old]} has no equal; {slot.default} stands in.")
         self.link(noise, "video", video)
         if "OpticalFlowLoader" in self.schema:
-            flow = self.beside(node, "OpticalFlowLoader")
+            others = (self.listed("OpticalFlowLoader", "model_name") or ())[:1]
+            advice = "put {} into models/optical_flow and refresh the page."
+            model_name = self.find(node, "OpticalFlowLoader", "model_name", (RAFT, *others), advice)
+            flow = self.beside(node, "OpticalFlowLoader", {"model_name": model_name})
             self.link(noise, "optical_flow", (flow.id, 0))
         self.report.note(f"{label(node)}: its noise comes from CogVideoX Warped Noise now, not from {label(warped)}.")
         if latent is None:

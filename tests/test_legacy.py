@@ -634,6 +634,14 @@ def test_warped_noise_takes_the_place_of_another_packs(kind):
     new, _ = native(graph)
     (noise,) = by_type(new, "CogVideoXWarpedNoise")
     assert noise["id"] == warped and not by_type(new, kind), "its pack may not be there"
+    (flow,) = by_type(new, "OpticalFlowLoader")
+    assert values_of(flow)["model_name"].startswith("raft_large")
+    schema = copy.deepcopy(SCHEMA)
+    for listed, chosen, told in (([], "raft_large", True), (["raft_small.pth"], "raft_small.pth", False)):
+        schema["OpticalFlowLoader"]["input"]["required"]["model_name"][1]["options"] = listed
+        again, report = convert(graph.editor(), schema)
+        assert values_of(by_type(again, "OpticalFlowLoader")[0])["model_name"].startswith(chosen)
+        assert any("into models/optical_flow" in note for note in report.notes) == told
     expected = {"seed": 7, "degradation": 0.5, "downsampling": "nearest"}
     if kind.endswith("CogVideoX"):
         expected |= {"degradation": 0.3, "downsampling": "blend"}
@@ -895,6 +903,27 @@ def test_files_to_fetch_are_named_where_the_host_has_none_or_others():
         assert any("put first.safetensors into models/loras" in note for note in report.notes) == told
         chosen = values_of(by_type(new, "CogVideoXLoadLoRA")[0])["lora_name"]
         assert chosen == ("first.safetensors" if told else "style/First.safetensors")
+
+
+def test_single_files_to_fetch_are_named_with_their_folders():
+    graph = OldGraph()
+    gguf = graph.add("DownloadAndLoadCogVideoGGUFModel", model="CogVideoX_5b_GGUF_Q4_0.safetensors")
+    graph.add("CogVideoXModelLoader", model="cogvideox.safetensors")
+    graph.add("CogVideoXVAELoader", model_name="vae.safetensors")
+    graph.add("DownloadAndLoadCogVideoControlNet", model="TheDenk/cogvideox-2b-controlnet-hed-v1")
+    graph.add("CogVideoDecode", vae=(gguf, "vae"))
+    schema = copy.deepcopy(SCHEMA)
+    for node, name in (("Model", "model_name"), ("VAE", "vae_name"), ("ControlNet", "control_net_name")):
+        schema[f"CogVideoXLoad{node}"]["input"]["required"][name][1]["options"] = []
+    put = [note.split(": ", 1)[1] for note in convert(graph.editor(), schema)[1].notes]
+    for file, folder in (
+        ("CogVideoX_5b_GGUF_Q4_0.safetensors", "diffusion_models"),
+        ("cogvideox.safetensors", "diffusion_models"),
+        ("vae.safetensors", "vae"),
+        ("cogvideox_vae_bf16.safetensors", "vae"),
+        ("cogvideox-2b-controlnet-hed-v1.safetensors", "controlnet"),
+    ):
+        assert f"put {file} into models/{folder} and refresh the page." in put
 
 
 def test_five_hundred_nodes_take_less_than_a_second():
