@@ -57,7 +57,7 @@ class FunSamplers(Samplers):
         elif control is not None:
             names = (node, "control_strength", "control_start_percent", "control_end_percent")
             try:
-                conds, latent = self._beside_control(node, conds, control, names, size)
+                conds, latent = self.control_to_video(node, node, conds, control, names, self.frames_of(node), size)
             except Missing as missing:
                 self._without(node, "control video", missing)
         if video is not None:
@@ -65,28 +65,6 @@ class FunSamplers(Samplers):
         if latent is None:
             latent = self._start(node, None, None)
         return self._sampler(node, model, conds, latent, "cfg", "denoise_strength" if video is not None else "")
-
-    def _beside_control(
-        self,
-        node: Node,
-        conds: list[Source | None],
-        video: Source,
-        names: tuple[Node, str, str, str],
-        size: Node | None,
-    ) -> tuple[list[Source | None], Source]:
-        self.claimed.setdefault(node.id, [])  # the sampler keeps its place
-        try:
-            return self.control_to_video(
-                node,
-                node,
-                conds,
-                video,
-                names,
-                "video_length" if self.value(node, "video_length") is not None else None,
-                size,
-            )
-        finally:
-            del self.claimed[node.id]
 
     def _build_CogVideoXFunControlSampler(self, node: Node) -> dict[str, Source | None]:
         model = self._patches(node, self._model(node))
@@ -102,7 +80,8 @@ class FunSamplers(Samplers):
                 size = self.new.get(sizes["width"][0]) if sizes.get("width") else None
                 conds, latent = self.control_to_video(encoder, node, conds, video, names, None, size)
             elif video is not None:
-                conds, latent = self._beside_control(node, conds, video, names, self.bucket(node, video, node))
+                size = self.bucket(node, video, node)
+                conds, latent = self.control_to_video(node, node, conds, video, names, self.frames_of(node), size)
         except Missing as missing:
             self._without(node, "control video", missing)
         samples = self.origin(self.source(node, "samples"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from .graph import Node, Prompt, Source
 from .loaders import Loaders
 from .report import label
@@ -40,21 +38,16 @@ class Images(Loaders):
         self.link(target, "width", width)
         self.link(target, "height", height)
 
-    def frames(self, old: Node, name: str) -> Callable[[Node, str], None]:
-        """Return what sets a length from an old frame count, which native videos have in steps of eight."""
-
-        def apply(target: Node, slot: str) -> None:
-            self.moved.setdefault((str(old.id), name), (str(target.id), slot))
-            if self.linked(old, name):
-                self._tell_of_length(old, name)
-                self.carry(target, slot, old, name)
-                return
-            count = self.value(old, name)
-            if fitted(count) != count:
-                self.report.note(f"{label(old)}: {count} frames became {fitted(count)}; videos have 8n + 1 frames.")
-            self.set(target, slot, fitted(count), old)
-
-        return apply
+    def set_length(self, target: Node, old: Node, name: str) -> None:
+        """Set the length of a new node from an old frame count, which native videos have in steps of eight."""
+        self.moved.setdefault((str(old.id), name), (str(target.id), "length"))
+        count = self.value(old, name)
+        if self.linked(old, name):
+            self._tell_of_length(old, name)
+            self.carry_link(target, "length", old, name)
+        elif fitted(count) != count:
+            self.report.note(f"{label(old)}: {count} frames became {fitted(count)}; videos have 8n + 1 frames.")
+        self.set(target, "length", fitted(count), old)
 
     def _tell_of_length(self, old: Node, name: str) -> None:
         """Say which length a node of others gives, where its one widget tells that it does not fit."""
@@ -85,13 +78,17 @@ class Images(Loaders):
             self.link(longer, "image2", more)
             video = (longer.id, 0)
         cut = self.beside(place, "ImageFromBatch", {"batch_index": 0})
-        self.frames(sampler, frames)(cut, "length")
+        self.set_length(cut, sampler, frames)
         self.link(cut, "image", video)
         return cut.id, 0
 
     def frames_of(self, sampler: Node) -> str | None:
         """Return the name of a sampler's frame count, where it has one."""
         return next((name for name in ("num_frames", "video_length") if self.value(sampler, name) is not None), None)
+
+    def _guide(self, place: Node, sampler: Node, node_type: str) -> Node:
+        """Make what guides a video: in the place of the old node that did, or beside a sampler that did it itself."""
+        return self.beside(sampler, node_type) if place is sampler else self.claim(place, node_type, patch=True)
 
     def image_to_video(
         self,
@@ -105,13 +102,9 @@ class Images(Loaders):
         size: Node | None,
     ) -> tuple[list[Source | None], Source]:
         """Make the node that starts or ends a video with an image, in the place of what encoded the image."""
-        target = (
-            self.claim(place, "CogVideoXImageToVideo", patch=True)
-            if place is not sampler
-            else self.beside(sampler, "CogVideoXImageToVideo")
-        )
+        target = self._guide(place, sampler, "CogVideoXImageToVideo")
         self._conditioned(target, conds, self.vae(place) or self.vae(sampler))
-        self.frames(sampler, frames)(target, "length")
+        self.set_length(target, sampler, frames)
         if size is None and self.value(sampler, "width") is not None:
             self._carry_size(target, sampler)
         elif size is not None:
@@ -155,13 +148,13 @@ class Images(Loaders):
         size: Node | None,
     ) -> tuple[list[Source | None], Source]:
         """Make the node that lets a control video guide, in the place of what encoded it."""
-        target = self.claim(place, "CogVideoXControlToVideo", patch=place is not sampler)
+        target = self._guide(place, sampler, "CogVideoXControlToVideo")
         self._conditioned(target, conds, self.vae(place) or self.vae(sampler))
         if video is not None:
             measured = size or self.size_of(video, place)
             self._sized(target, (measured.id, 0), (measured.id, 1))
         if frames is not None:
-            self.frames(sampler, frames)(target, "length")
+            self.set_length(target, sampler, frames)
             video = self.cut(place, sampler, video, frames)
         elif video is not None:  # the video gave the run its length
             loaded = self._loaded_frames(video)

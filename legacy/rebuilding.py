@@ -38,6 +38,15 @@ NO_EQUAL = {
 }
 
 
+def _path(name: Any) -> str:
+    """Return a file of a list as every system reads it."""
+    return str(name).replace("\\", "/").lower()
+
+
+def _file(name: Any) -> str:
+    return _path(name).rsplit("/", 1)[-1]
+
+
 class Rebuilding:
     """One graph on its way; the method `_build_TYPE` of a subclass converts the old nodes of that type."""
 
@@ -245,6 +254,9 @@ class Rebuilding:
                     "differently. Look at it."
                 )
             self.link(new, name, self.native(source))
+            saved = self.reading(old).values.get(old_name)
+            if change is None and slot.fits(saved):  # what is shown, and counts when the link is cut
+                new.values[name] = slot.clamp(saved)
             return
         value = self.value(old, old_name)
         if value is None:
@@ -269,15 +281,10 @@ class Rebuilding:
         """Return the first of some files or folders that the host lists, else the last, as it is written there."""
         listed = self.listed(node_type, name) or ()
         for want in wanted:
-            for choice in listed:
-                if str(choice).replace("\\", "/").lower() == want.replace("\\", "/").lower():
-                    return choice
-            for choice in listed:
-                if (
-                    str(choice).replace("\\", "/").rsplit("/", 1)[-1].lower()
-                    == want.replace("\\", "/").rsplit("/", 1)[-1].lower()
-                ):
-                    return choice
+            for part in (_path, _file):
+                for choice in listed:
+                    if part(choice) == part(want):
+                        return choice
         return wanted[-1]
 
     def find(self, old: Node, node_type: str, name: str, wanted: Sequence[str], advice: str) -> str:

@@ -12,11 +12,9 @@ from .report import label
 class Rewiring(Rebuilding):
     """What puts a converted graph together."""
 
-    def run(self) -> bool:
-        """Convert every old node; say whether there was one."""
+    def run(self) -> None:
+        """Convert every old node, what makes the video before what only serves it."""
         old = [node for node in self.graph.nodes.values() if self.is_old(node)]
-        if not old:
-            return False
         first = ("Sampler", "Decode", "TextEncode", "EncodePrompt")
         for part in first:
             for node in old:
@@ -33,7 +31,6 @@ class Rewiring(Rebuilding):
         for node in old:
             made = [*self.claimed.get(node.id, []), *self.extra.get(node.id, [])]
             self.report.converted.append((node.id, node.type, made))
-        return True
 
     def _tell_of_links(self, old: list[Node]) -> None:
         """Say which links of other packs' nodes went nowhere."""

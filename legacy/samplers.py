@@ -192,7 +192,7 @@ class Samplers(Prompts, Patches, Control):
 
     def _length(self, target: Node, sampler: Node) -> None:
         if (name := self.frames_of(sampler)) is not None:
-            self.frames(sampler, name)(target, "length")
+            self.set_length(target, sampler, name)
 
     def _empty(self, sampler: Node, origin: Node) -> Source:
         alone = self.serves_old(origin)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from pack.legacy import convert, signatures, stored_schema
-from pack.legacy.conversion import kept_steps
+from pack.legacy.samplers import kept_steps
 from pack.tests.old_graphs import CASES, OldGraph, problems, whole
 
 ROOT = Path(__file__).parents[1]
@@ -287,8 +287,11 @@ def test_linked_widgets_stay_linked():
         {"name": "num_frames", "type": "INT", "widget": {"name": "num_frames"}, "link": None}
     )
     graph.connect(video, "frame_count", id, "num_frames")
+    linked_widget(graph, id, "seed", 5)
+    graph.node(id)["widgets_values"][0] = 32
     new, _ = native(graph)
-    (empty,) = by_type(new, "EmptyCogVideoXLatentVideo")
+    (empty,), (sampler,) = by_type(new, "EmptyCogVideoXLatentVideo"), by_type(new, "CogVideoXSampler")
+    assert values_of(empty)["length"] == 33 and values_of(sampler)["seed"] == 11, "what counts when a link is cut"
     assert source_of(new, empty, "length") == (new["nodes"][[n["id"] for n in new["nodes"]].index(video)], 1)
 
 
