@@ -7,6 +7,7 @@ from typing import Any
 from .graph import BYPASS, NEVER, Node, Source
 from .rebuilding import Rebuilding
 from .report import label
+from .signatures import OTHERS_LOADER
 
 # Folders the wrapper downloaded to, by the entry of its list; the first that is there is taken, else the last named.
 FOLDERS = {
@@ -45,9 +46,19 @@ class Loaders(Rebuilding):
             self.report.note(f"{label(node)}: fp8_fastmode has no equal for GGUF; the weights stay in their blocks.")
         return self._loader(node, self._single(node), None, None)
 
+    def _build_MZ_CogVideoXLoader(self, node: Node) -> dict[str, Source | None]:
+        chosen = str(self.value(node, "weight_dtype"))
+        if "gguf" in f"{self._model_of(node)} {chosen}".lower():
+            return self._loader(node, self._single(node), None, None)
+        fast = self.value(node, "fp8_fast_mode") and chosen in WEIGHT_DTYPES
+        return self._loader(node, self._single(node), "fastmode" if fast else chosen, "weight_dtype")
+
+    def _model_of(self, loader: Node) -> str:
+        return str(self.value(loader, "model") or self.value(loader, "unet_name"))
+
     def _single(self, node: Node) -> str:
         advice = "put {} into models/diffusion_models and refresh the page."
-        return self.find(node, "CogVideoXLoadModel", "model_name", [str(self.value(node, "model"))], advice)
+        return self.find(node, "CogVideoXLoadModel", "model_name", [self._model_of(node)], advice)
 
     def _folder(self, node_type: str, name: str, node: Node, model: str) -> str:
         names = FOLDERS.get(model, (model.rsplit("/", 1)[-1],))
@@ -166,19 +177,22 @@ class Loaders(Rebuilding):
 
     def vae_of(self, loader: Node | None) -> Source | None:
         """Return the VAE that an old loader brought along, as a loader of its own beside it."""
-        if loader is None or not loader.type.startswith("DownloadAndLoadCogVideo"):
+        if loader is None or not loader.type.startswith(("DownloadAndLoadCogVideo", OTHERS_LOADER)):
             return None
         if loader.id not in self.vaes:
             self.build(loader)
             if loader.type == "DownloadAndLoadCogVideoGGUFModel":
                 name = self._vae_file(loader, *GGUF_VAES)
                 precision = self.value(loader, "vae_precision")
+            elif loader.type == OTHERS_LOADER:
+                name, precision = self._vae_file(loader, str(self.value(loader, "vae_name"))), None
             else:
                 model = self.value(loader, "model") or "THUDM/CogVideoX-2b"
                 name = self._folder("CogVideoXLoadVAE", "vae_name", loader, model)
                 precision = self.value(loader, "precision")
             node = self.beside(loader, "CogVideoXLoadVAE", {"vae_name": name})
-            self.set(node, "weight_dtype", precision, loader)
+            if precision:
+                self.set(node, "weight_dtype", precision, loader)
             self.vaes[loader.id] = (node.id, 0)
         return self.vaes[loader.id]
 
@@ -196,7 +210,7 @@ class Loaders(Rebuilding):
     def model_name(self, sampler: Node) -> str:
         """Return the name of a sampler's model in small letters, which is how the wrapper knew models apart."""
         loader = self.loader_of(sampler, "model", "pipeline")
-        return str(self.value(loader, "model")).lower() if self.is_old(loader) else ""
+        return self._model_of(loader).lower() if self.is_old(loader) else ""
 
     def vae(self, node: Node) -> Source | None:
         """Return the VAE of an old node: its own input, or that of its pipeline."""

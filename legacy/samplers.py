@@ -67,7 +67,8 @@ class Samplers(Prompts, Patches, Control):
         if loader is None or self.carries_old(loader, "model", "pipe"):
             return source
         self.report.note(
-            f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL."
+            f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL, "
+            "and a VAE to what encodes and decodes."
         )
         return None
 

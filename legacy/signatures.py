@@ -36,6 +36,8 @@ _PIPE = "pipe samples"
 _LOADER = "pab_config block_edit lora compile_args"
 _TORA = f"coordinates:SOCKET width:INT=720 height:INT=480 num_frames:INT=49 strength:FLOAT=1.0 {_WINDOW}"
 
+OTHERS_LOADER = "MZ_CogVideoXLoader"  # of ComfyUI-CogVideoX-MZ, which loaded GGUF files for the wrapper's other nodes
+
 # id: (outputs, inputs) of each era, oldest first. The names of outputs are ours; `pipe` held model and VAE in one.
 ERAS: dict[str, tuple[tuple[str, str], ...]] = {
     "DownloadAndLoadCogVideoModel": (
@@ -97,6 +99,7 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
             "enable_sequential_cpu_offload:BOOL=false block_edit lora compile_args attention_mode:COMBO=sdpa",
         ),
     ),
+    OTHERS_LOADER: (("pipe", "unet_name:COMBO vae_name:COMBO weight_dtype:COMBO=default fp8_fast_mode:BOOL=false"),),
     "CogVideoXVAELoader": (("vae", "model_name:COMBO precision:DTYPE=bf16 compile_args"),),
     "CogVideoLoraSelect": (("lora", "lora:COMBO strength:FLOAT=1.0 prev_lora fuse_lora:BOOL=false"),),
     "CogVideoLoraSelectComfy": (("lora", "lora:COMBO strength:FLOAT=1.0 prev_lora fuse_lora:BOOL=false"),),
@@ -306,7 +309,7 @@ REMOVED = {
     "CogVideoDualTextEncode_311",
     "CogVideoEncodePrompt",
 }
-CURRENT = frozenset(ERAS) - REMOVED
+CURRENT = frozenset(ERAS) - REMOVED - {OTHERS_LOADER}
 
 _FITS = {
     "INT": lambda value: isinstance(value, int) and not isinstance(value, bool),

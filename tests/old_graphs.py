@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pack.legacy.native import slots, stored_schema
-from pack.legacy.signatures import ERAS, REMOVED, Era, eras
+from pack.legacy.signatures import ERAS, OTHERS_LOADER, REMOVED, Era, eras
 
 CONTROL = "fixed"
 PIPED = -2  # the last era of the sampler that takes a pipeline
@@ -184,10 +184,12 @@ def whole(node_type: str, era: int) -> OldGraph:
         extras["compile_args"] = (add(node_type), "torch_compile_args")
     if node_type == "CogVideoPABConfig":
         extras["pab_config"] = (add(node_type), "pab_config")
+    if node_type == OTHERS_LOADER:
+        extras |= {"unet_name": "CogVideoX_5b_GGUF_Q4_0.safetensors", "vae_name": "cogvideox_vae.safetensors"}
     single = node_type in ("CogVideoXModelLoader", "CogVideoXVAELoader")
     kind = (
         node_type
-        if node_type.startswith("DownloadAndLoadCogVideo") and "Net" not in node_type
+        if node_type.startswith(("DownloadAndLoadCogVideo", OTHERS_LOADER)) and "Net" not in node_type
         else "DownloadAndLoadCogVideoModel"
     )
     if single:

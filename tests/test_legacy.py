@@ -908,6 +908,29 @@ def test_files_to_fetch_are_named_where_the_host_has_none_or_others():
         assert chosen == ("first.safetensors" if told else "style/First.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("file", "chosen", "fast", "made"),
+    [
+        ("a_GGUF_Q4_0.safetensors", "fp8_e4m3fn", True, "auto"),
+        ("a.safetensors", "GGUF", True, "auto"),
+        ("a.safetensors", "fp8_e4m3fn", True, "fp8_e4m3fn_fast"),
+        ("a.safetensors", "fp8_e4m3fn", False, "fp8_e4m3fn"),
+        ("a.safetensors", "bf16", True, "bf16"),
+        ("a.safetensors", "default", False, "auto"),
+    ],
+)
+def test_a_loader_of_another_pack_fed_the_wrappers_nodes(file, chosen, fast, made):
+    graph = whole("MZ_CogVideoXLoader", 0)
+    graph.nodes[0]["widgets_values"] = [file, "vae.safetensors", chosen, fast, 0, False]
+    new, notes = native(graph)
+    (loader,), (vae,) = by_type(new, "CogVideoXLoadModel"), by_type(new, "CogVideoXLoadVAE")
+    assert (values_of(loader)["model_name"], values_of(loader)["weight_dtype"]) == (file, made)
+    assert values_of(vae)["vae_name"] == "vae.safetensors"
+    (decoder,) = by_type(new, "CogVideoXVAEDecode")
+    assert source_of(new, decoder, "vae")[0] == vae and notes == []
+    assert convert(graph.editor(), {**SCHEMA, "MZ_CogVideoXLoader": {}})[1].converted, "where that pack is installed"
+
+
 def test_single_files_to_fetch_are_named_with_their_folders():
     graph = OldGraph()
     gguf = graph.add("DownloadAndLoadCogVideoGGUFModel", model="CogVideoX_5b_GGUF_Q4_0.safetensors")
