@@ -122,23 +122,21 @@ class Rebuilding:
             if node is None or node.type not in PASSING:
                 return source
             if node.type == "GetNode":
-                node = next(
-                    (
-                        one
-                        for one in self.graph.nodes.values()
-                        if one.type == "SetNode" and self._key(one) == self._key(node)
-                    ),
-                    None,
-                )
+                node = self.setter(node)
                 if node is None:
                     return source
             source = next(iter(node.inputs.values()), None)
         return source
 
-    @staticmethod
-    def _key(node: Node) -> Any:
-        saved = (node.raw or {}).get("widgets_values")
-        return saved[0] if isinstance(saved, list) and saved else None
+    def setter(self, getter: Node) -> Node | None:
+        """Return the SetNode whose value a GetNode gives."""
+
+        def key(node: Node) -> Any:
+            saved = (node.raw or {}).get("widgets_values")
+            return saved[0] if isinstance(saved, list) and saved else None
+
+        others = self.graph.nodes.values()
+        return next((one for one in others if one.type == "SetNode" and key(one) == key(getter)), None)
 
     def carries_old(self, node: Node, *outputs: str) -> bool:
         """Say whether a node of another pack (a switch, an operation) hands on such outputs of the wrapper's nodes."""

@@ -74,47 +74,27 @@ class Rewiring(Rebuilding):
                     self.report.note(f"{label(node)} was connected to {label(origin)}; that link has no equal.")
 
     def _sweep(self, old: list[Node]) -> None:
-        """Take away reroutes and Set/Get pairs that carried an old value to nobody but old nodes."""
-        gone = {node.id for node in old}
-        passing = [node for node in self.graph.nodes.values() if node.type in PASSING and node.id not in self.claimed]
-        fed = {node.id for node in self.graph.nodes.values() if node.type == "GetNode"}
-        useful: set[Any] = set()
-        alive = [
+        """Take away the reroutes and Set/Get pairs through which values came to old nodes and to no others."""
+        kept = [
             node
             for node in self.graph.nodes.values()
-            if node.id not in gone and node.type not in PASSING and node.id not in self.claimed
+            if node.type not in PASSING and not self.is_old(node) and node.id not in self.claimed
         ]
-        alive += self.new.values()
-        queue = [source for node in alive for source in node.inputs.values()]
+        self.removed = self._passing(old) - self._passing([*kept, *self.new.values()])
+
+    def _passing(self, nodes: list[Node]) -> set[Any]:
+        """Return the reroutes and Set/Get pairs through which values come to these nodes."""
+        found: set[Any] = set()
+        queue = [source for node in nodes for source in node.inputs.values()]
         while queue:
-            source = queue.pop()
-            node = self.graph.nodes.get(source[0])
-            if node is None or node.type not in PASSING or node.id in useful:
+            node = self.graph.nodes.get(queue.pop()[0])
+            if node is None or node.type not in PASSING or node.id in found:
                 continue
-            useful.add(node.id)
+            found.add(node.id)
             queue += node.inputs.values()
-            if node.id in fed:
-                for one in passing:
-                    if one.type == "SetNode" and self._key(one) == self._key(node):
-                        queue.append((one.id, 0))
-        for node in passing:
-            served = any(user.id in gone for user, _ in self.graph.users(node))
-            by_get = node.type == "SetNode" and any(
-                one.type == "GetNode" and self._key(one) == self._key(node) for one in passing
-            )
-            if node.id not in useful and (served or by_get):
-                self.removed.add(node.id)
-        # A reroute behind a reroute serves nobody once the last one is gone.
-        changed = True
-        while changed:
-            changed = False
-            for node in passing:
-                if node.id in self.removed or node.id in useful:
-                    continue
-                users = [user for user, _ in self.graph.users(node)]
-                if users and all(user.id in self.removed or user.id in gone for user in users):
-                    self.removed.add(node.id)
-                    changed = True
+            if node.type == "GetNode" and (setter := self.setter(node)) is not None:
+                queue.append((setter.id, 0))
+        return found
 
     def _assemble(self) -> None:
         nodes = {}
