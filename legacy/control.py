@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .graph import BYPASS, Node, Source
 from .images import Images
-from .report import NEEDS, Missing, label
+from .report import NEEDS, Missing
 
 
 class Control(Images):
@@ -14,7 +14,10 @@ class Control(Images):
         loader = self.claim(node, "CogVideoXLoadControlNet")
         wanted = str(self.value(node, "model")).rsplit("/", 1)[-1]
         names = (wanted, f"{wanted}.safetensors")
-        loader.values["control_net_name"] = self.choose("CogVideoXLoadControlNet", "control_net_name", *names)
+        advice = "put {} into models/controlnet and refresh the page."
+        loader.values["control_net_name"] = self.find(
+            node, "CogVideoXLoadControlNet", "control_net_name", names, advice
+        )
         return {"controlnet": (loader.id, 0)}
 
     def _controlled(self, node: Node, sampler: Node | None, conds: list[Source | None]) -> list[Source | None]:
@@ -48,7 +51,9 @@ class Control(Images):
         try:
             target = self._paths(encoder, sampler)
             loader = self.origin(self.source(encoder, "tora_model"))
-            if loader is not None and self.is_old(loader):
+            if loader is None and "tora" in self.model_name(sampler):  # at first Tora was a model of its own
+                loader = self.loader_of(sampler, "model", "pipeline")
+            if self.is_old(loader):
                 self.built.setdefault(loader.id, {})
                 tora = self._load_tora(loader)
                 tora.mode = tora.mode if self.runs(encoder) else BYPASS
@@ -64,6 +69,7 @@ class Control(Images):
         for name in ("CogVideoXTrajectory", "CogVideoXLoadTora"):
             self._schema_of(name)
         target = self.claim(node, "CogVideoXTrajectory", patch=True)
+        self.idle |= {(node.id, name) for name in ("width", "height", "num_frames")}  # the latents have them
         self.carry(target, "coordinates", node, "coordinates")
         flow = self.native(self.source(node, "optical_flow"))
         self.link(target, "optical_flow", self.cut(node, sampler, flow, self.frames_of(sampler) if sampler else None))
@@ -74,10 +80,8 @@ class Control(Images):
 
     def _load_tora(self, node: Node) -> Node:
         wanted = str(self.value(node, "model")).rsplit("/", 1)[-1]
-        name = self.choose("CogVideoXLoadTora", "tora_name", wanted, f"{wanted}.safetensors")
-        listed = self.listed("CogVideoXLoadTora", "tora_name")
-        if listed is not None and name not in listed:
-            self.report.note(f"{label(node)}: choose the file that holds Tora's fusers in Load CogVideoX Tora.")
+        advice = "choose the file that holds Tora's fusers in Load CogVideoX Tora."
+        name = self.find(node, "CogVideoXLoadTora", "tora_name", (wanted, f"{wanted}.safetensors"), advice)
         return self.claim(node, "CogVideoXLoadTora", {"tora_name": name}, patch=True)
 
     def _build_DownloadAndLoadToraModel(self, node: Node) -> dict[str, Source | None]:

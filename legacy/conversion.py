@@ -19,9 +19,6 @@ from .native import Schema, stored_schema
 from .rebuilding import PASSING
 from .report import WRAPPER, Report
 from .rewiring import Rewiring
-from .samplers import STOCK_SAMPLERS, kept_steps
-
-__all__ = ["STOCK_SAMPLERS", "Conversion", "convert", "is_prompt", "kept_steps"]
 
 
 class Conversion(FunSamplers, Rewiring):

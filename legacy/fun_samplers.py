@@ -16,9 +16,7 @@ class FunSamplers(Samplers):
         start, end = (self.native(self.source(node, name)) for name in ("start_img", "end_img"))
         video = self.native(self.source(node, "vid2vid_images"))
         latent: Source | None = None
-        size = None
-        if self.value(node, "base_resolution") is not None and (start or end or video):
-            size = self.bucket(node, start or end or video, node)
+        size = self._bucketed(node, start or end or video)
         if start or end:
             conds, latent = self.image_to_video(
                 node, node, conds, start, end, (node, "noise_aug_strength"), "video_length", size
@@ -30,6 +28,10 @@ class FunSamplers(Samplers):
         model, conds = self._tora(node, model, conds, latent)
         denoise = "vid2vid_denoise" if video is not None else ""
         return self._sampler(node, model, conds, latent, "cfg", denoise)
+
+    def _bucketed(self, node: Node, image: Source | None) -> Node | None:
+        """Return the node that chooses the size, where a sampler did so."""
+        return self.bucket(node, image, node) if image and self.value(node, "base_resolution") is not None else None
 
     def _repaint(self, node: Node, video: Source, size: Node | None) -> Source:
         scale = self.beside(node, "ImageScale", {"upscale_method": "lanczos", "crop": "center"})
@@ -48,14 +50,14 @@ class FunSamplers(Samplers):
         model = self._patches(node, self._model(node))
         conds = self._conds(node)
         video, control = (self.native(self.source(node, name)) for name in ("validation_video", "control_video"))
-        size = self.bucket(node, video or control, node) if video or control else None
+        size = self._bucketed(node, video or control)
         latent: Source | None = None
         if control is not None and not self._is_control(node):
             self.report.note(f"{label(node)}: its model takes no control video, which was left out.")
         elif control is not None:
             names = (node, "control_strength", "control_start_percent", "control_end_percent")
             try:
-                conds, latent = self._beside_control(node, conds, control, names, size)
+                conds, latent = self.control_to_video(node, node, conds, control, names, self.frames_of(node), size)
             except Missing as missing:
                 self._without(node, "control video", missing)
         if video is not None:
@@ -63,28 +65,6 @@ class FunSamplers(Samplers):
         if latent is None:
             latent = self._start(node, None, None)
         return self._sampler(node, model, conds, latent, "cfg", "denoise_strength" if video is not None else "")
-
-    def _beside_control(
-        self,
-        node: Node,
-        conds: list[Source | None],
-        video: Source,
-        names: tuple[Node, str, str, str],
-        size: Node | None,
-    ) -> tuple[list[Source | None], Source]:
-        self.claimed.setdefault(node.id, [])  # the sampler keeps its place
-        try:
-            return self.control_to_video(
-                node,
-                node,
-                conds,
-                video,
-                names,
-                "video_length" if self.value(node, "video_length") is not None else None,
-                size,
-            )
-        finally:
-            del self.claimed[node.id]
 
     def _build_CogVideoXFunControlSampler(self, node: Node) -> dict[str, Source | None]:
         model = self._patches(node, self._model(node))
@@ -100,7 +80,8 @@ class FunSamplers(Samplers):
                 size = self.new.get(sizes["width"][0]) if sizes.get("width") else None
                 conds, latent = self.control_to_video(encoder, node, conds, video, names, None, size)
             elif video is not None:
-                conds, latent = self._beside_control(node, conds, video, names, self.bucket(node, video, node))
+                size = self.bucket(node, video, node)
+                conds, latent = self.control_to_video(node, node, conds, video, names, self.frames_of(node), size)
         except Missing as missing:
             self._without(node, "control video", missing)
         samples = self.origin(self.source(node, "samples"))

@@ -9,17 +9,22 @@ beyond that (groups, notes, view, titles, colours) stays in the JSON it came fro
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 Source = tuple[Any, int]  # node id, output slot
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 ENDS = ("origin_id", "origin_slot", "target_id", "target_slot")
 SUBGRAPH_OUTPUT = -20  # the editor's id for where a subgraph's results leave it
 EDGES = (-10, SUBGRAPH_OUTPUT)
 
 NEVER, BYPASS = 2, 4  # `mode` of a muted and of a bypassed node
-TITLE_HEIGHT, GAP = 30, 40
+TITLE_HEIGHT, GAP = 30, 20
+REACH = 600  # px around a node that are searched first for a free place
 FAR = 1e9  # px; no canvas is as wide
 
 
@@ -44,8 +49,8 @@ class Node:
     size: tuple[float, float] = (300.0, 100.0)
 
     @property
-    def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom, the title included."""
+    def box(self) -> Box:
+        """What the node covers, its title included."""
         return self.pos[0], self.pos[1] - TITLE_HEIGHT, self.pos[0] + self.size[0], self.pos[1] + self.size[1]
 
 
@@ -83,6 +88,49 @@ def pair(value: Any, default: tuple[float, float]) -> tuple[float, float]:
     return default
 
 
+def covers(one: Box, other: Box) -> bool:
+    """Say whether two nodes lie over each other."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def holds(frame: Box, box: Box) -> bool:
+    """Say whether a group holds a node, which the editor tells by the node's centre."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return frame[0] <= x <= frame[2] and frame[1] <= y <= frame[3]
+
+
+def widened(frame: Box, box: Box) -> Box:
+    """Return a group's frame, widened for a node that stands out of it."""
+    return (
+        frame[0] if frame[0] <= box[0] else box[0] - GAP,
+        frame[1] if frame[1] <= box[1] else box[1] - GAP - TITLE_HEIGHT,
+        frame[2] if frame[2] >= box[2] else box[2] + GAP,
+        frame[3] if frame[3] >= box[3] else box[3] + GAP,
+    )
+
+
+def free_spot(wish: Point, size: Point, boxes: list[Box], home: Box | None) -> Point:
+    """Return the place nearest to `wish` where a node of `size` covers none of `boxes`: there or at their edges.
+
+    Places in the group `home` come before all others.
+    """
+    wide, tall = size
+
+    def rank(spot: Point) -> tuple[bool, float]:
+        x, y = spot
+        return home is not None and not holds(home, (x, y, x + wide, y + tall)), math.dist(spot, wish)
+
+    span = (wish[0] - REACH, wish[1] - REACH, wish[0] + wide + REACH, wish[1] + tall + REACH)
+    for around in ([box for box in boxes if covers(box, span)], boxes):
+        columns = [wish[0], *(x for box in around for x in (box[0] - GAP - wide, box[2] + GAP))]
+        rows = [wish[1], *(y for box in around for y in (box[1] - GAP - tall, box[3] + GAP + TITLE_HEIGHT))]
+        for x, y in sorted(product(columns, rows), key=rank):
+            place = (x, y - TITLE_HEIGHT, x + wide, y + tall)
+            if not any(covers(place, box) for box in boxes):
+                return x, y
+    return wish
+
+
 class Graph:
     """A graph to convert: nodes by id, and what is needed to write it back."""
 
@@ -95,12 +143,12 @@ class Graph:
         self.nodes[node.id] = node
         return node
 
-    def consumers(self, source: Source) -> Iterator[tuple[Node, Any]]:
-        """Yield (node, input) for every link that leaves an output."""
-        for node in self.nodes.values():
-            for key, origin in node.inputs.items():
-                if origin == source:
-                    yield node, key
+    def users(self, node: Node) -> Iterator[tuple[Node, int]]:
+        """Yield (node, output) for every link that leaves a node."""
+        for user in self.nodes.values():
+            for id, slot in user.inputs.values():
+                if id == node.id:
+                    yield user, slot
 
     def new_id(self) -> Any:
         raise NotImplementedError
@@ -247,28 +295,22 @@ class Canvas(Graph):
         if leaving.inputs:
             self.nodes[SUBGRAPH_OUTPUT] = leaving
 
+    def groups(self) -> Iterator[tuple[dict[str, Any], Box]]:
+        """Yield the groups, each with its frame."""
+        for group in entries(self.graph, "groups"):
+            bounding = entries(group, "bounding") if isinstance(group, dict) else []
+            corner, size = pair(bounding[:2], (0.0, 0.0)), pair(bounding[2:], (0.0, 0.0))
+            if all(size):
+                yield group, (*corner, corner[0] + size[0], corner[1] + size[1])
+
+    def home(self, node: Node) -> Box | None:
+        """Return the smallest group that holds a node."""
+        frames = [frame for _, frame in self.groups() if holds(frame, node.box)]
+        return min(frames, key=lambda frame: (frame[2] - frame[0]) * (frame[3] - frame[1]), default=None)
+
     def new_id(self) -> int:
         self._free[0] += 1
         return self._free[0]
-
-    def free_spot(self, anchor: Node, size: tuple[float, float], others: Iterable[Node]) -> tuple[float, float]:
-        """Return a free place for a node of `size`, as near to `anchor` as there is one."""
-        boxes = [node.box for node in (*self.nodes.values(), *others) if node.id != SUBGRAPH_OUTPUT]
-        left, top, right, bottom = anchor.box
-        best = None
-        for ring in range(1, 40):
-            away = (ring - 1) * 60
-            for x, y in (
-                (left, bottom + GAP + away + TITLE_HEIGHT),
-                (left, top - GAP - away - size[1]),
-                (left - GAP - away - size[0], top + TITLE_HEIGHT),
-                (right + GAP + away, top + TITLE_HEIGHT),
-            ):
-                box = (x, y - TITLE_HEIGHT, x + size[0], y + size[1])
-                if all(box[0] >= b[2] or b[0] >= box[2] or box[1] >= b[3] or b[1] >= box[3] for b in boxes):
-                    return x, y
-                best = best or (x, y)
-        return best
 
     def write(self) -> dict[str, Any]:
         """Return the graph as JSON: new links, old ones under their old numbers, all else as it was."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from .graph import Node, Prompt, Source
 from .loaders import Loaders
 from .report import label
 
 FRAME_STEP = 8  # native videos have 8n + 1 frames
 LANDSCAPE = (720, 480)
+FOREIGN_LATENTS = "{}: its samples come from {}, whose latents are laid out for the wrapper."
 
 
 def fitted(count: int) -> int:
@@ -39,26 +38,20 @@ class Images(Loaders):
         self.link(target, "width", width)
         self.link(target, "height", height)
 
-    def frames(self, old: Node, name: str) -> Callable[[Node, str], None]:
-        """Return what sets a length from an old frame count, which native videos have in steps of eight."""
+    def set_length(self, target: Node, old: Node, name: str) -> None:
+        """Set the length of a new node from an old frame count, which native videos have in steps of eight."""
+        self.moved.setdefault((str(old.id), name), (str(target.id), "length"))
+        count = self.value(old, name)
+        if self.linked(old, name):
+            self._tell_of_length(old, name)
+            self.carry_link(target, "length", old, name)
+        elif fitted(count) != count:
+            self.report.note(f"{label(old)}: {count} frames became {fitted(count)}; videos have 8n + 1 frames.")
+        self.set(target, "length", fitted(count), old)
 
-        def apply(target: Node, slot: str) -> None:
-            self.moved.setdefault((str(old.id), name), (str(target.id), slot))
-            source = self.graph.input_of(old, name)
-            if source is not None and self.primitive(old, name) is None:
-                self._tell_of_length(old, name, source)
-                self.carry(target, slot, old, name)
-                return
-            count = self.value(old, name)
-            if fitted(count) != count:
-                self.report.note(f"{label(old)}: {count} frames became {fitted(count)}; videos have 8n + 1 frames.")
-            self.set(target, slot, fitted(count), old)
-
-        return apply
-
-    def _tell_of_length(self, old: Node, name: str, source: Source) -> None:
+    def _tell_of_length(self, old: Node, name: str) -> None:
         """Say which length a node of others gives, where its one widget tells that it does not fit."""
-        maker = self.origin(source)
+        maker = self.origin(self.graph.input_of(old, name))
         saved = self._stock_list(maker) if maker is not None and not self.is_old(maker) else []
         if len(saved) == 1 and type(saved[0]) is int and fitted(saved[0]) != saved[0]:
             self.report.note(
@@ -71,8 +64,8 @@ class Images(Loaders):
         if video is None or sampler is None or frames is None:
             return video
         count = self.value(sampler, frames)
-        linked = self.graph.input_of(sampler, frames) is not None and self.primitive(sampler, frames) is None
-        if not linked and isinstance(count, int) and fitted(count) > count:  # an old 48 is 49 here: repeat the last
+        if not self.linked(sampler, frames) and isinstance(count, int) and fitted(count) > count:
+            # An old 48 is 49 here: repeat the last.
             last = self.beside(place, "ImageFromBatch", {"batch_index": -1, "length": 1})
             self.link(last, "image", video)
             more: Source = (last.id, 0)
@@ -85,13 +78,17 @@ class Images(Loaders):
             self.link(longer, "image2", more)
             video = (longer.id, 0)
         cut = self.beside(place, "ImageFromBatch", {"batch_index": 0})
-        self.frames(sampler, frames)(cut, "length")
+        self.set_length(cut, sampler, frames)
         self.link(cut, "image", video)
         return cut.id, 0
 
     def frames_of(self, sampler: Node) -> str | None:
         """Return the name of a sampler's frame count, where it has one."""
         return next((name for name in ("num_frames", "video_length") if self.value(sampler, name) is not None), None)
+
+    def _guide(self, place: Node, sampler: Node, node_type: str) -> Node:
+        """Make what guides a video: in the place of the old node that did, or beside a sampler that did it itself."""
+        return self.beside(sampler, node_type) if place is sampler else self.claim(place, node_type, patch=True)
 
     def image_to_video(
         self,
@@ -105,13 +102,9 @@ class Images(Loaders):
         size: Node | None,
     ) -> tuple[list[Source | None], Source]:
         """Make the node that starts or ends a video with an image, in the place of what encoded the image."""
-        target = (
-            self.claim(place, "CogVideoXImageToVideo", patch=True)
-            if place is not sampler
-            else self.beside(sampler, "CogVideoXImageToVideo")
-        )
+        target = self._guide(place, sampler, "CogVideoXImageToVideo")
         self._conditioned(target, conds, self.vae(place) or self.vae(sampler))
-        self.frames(sampler, frames)(target, "length")
+        self.set_length(target, sampler, frames)
         if size is None and self.value(sampler, "width") is not None:
             self._carry_size(target, sampler)
         elif size is not None:
@@ -155,13 +148,13 @@ class Images(Loaders):
         size: Node | None,
     ) -> tuple[list[Source | None], Source]:
         """Make the node that lets a control video guide, in the place of what encoded it."""
-        target = self.claim(place, "CogVideoXControlToVideo", patch=place is not sampler)
+        target = self._guide(place, sampler, "CogVideoXControlToVideo")
         self._conditioned(target, conds, self.vae(place) or self.vae(sampler))
         if video is not None:
             measured = size or self.size_of(video, place)
             self._sized(target, (measured.id, 0), (measured.id, 1))
         if frames is not None:
-            self.frames(sampler, frames)(target, "length")
+            self.set_length(target, sampler, frames)
             video = self.cut(place, sampler, video, frames)
         elif video is not None:  # the video gave the run its length
             loaded = self._loaded_frames(video)
@@ -210,6 +203,7 @@ class Images(Loaders):
         """Make the nodes that encode the first frames of a video to repaint."""
         target = self.claim(place, "CogVideoXVAEEncode") if claim else self.beside(sampler, "CogVideoXVAEEncode")
         target.values["posterior"] = "sample"  # the wrapper drew from the posterior
+        self.idle |= {(sampler.id, "width"), (sampler.id, "height")}  # the video has them
         self.link(target, "vae", self.vae(place) or self.vae(sampler))
         self.link(target, "pixels", self.cut(place, sampler, video, frames))
         return target.id, 0
@@ -261,6 +255,9 @@ class Images(Loaders):
         target.values["memory"] = "tiles" if tiled else "auto"
         if tiled and self.value(node, "auto_tile_size") is False:
             self.report.note(f"{label(node)}: the sizes of its tiles were left out; they follow the free memory here.")
-        self.link(target, "samples", self.native(self.source(node, "samples")))
+        samples = self.source(node, "samples")
+        if self.runs(node) and (maker := self.stranger(samples)) is not None:
+            self.report.note(FOREIGN_LATENTS.format(label(node), label(maker)))
+        self.link(target, "samples", self.native(samples))
         self.link(target, "vae", self.vae(node))
         return {"images": (target.id, 0)}

@@ -7,6 +7,7 @@ from typing import Any
 from .graph import BYPASS, NEVER, Node, Source
 from .rebuilding import Rebuilding
 from .report import label
+from .signatures import OTHERS_LOADER
 
 # Folders the wrapper downloaded to, by the entry of its list; the first that is there is taken, else the last named.
 FOLDERS = {
@@ -15,8 +16,9 @@ FOLDERS = {
     "kijai/CogVideoX-5b-1.5-I2V": ("CogVideoX1.5-5B-I2V",),
     "kijai/CogVideoX-Fun-2b": ("CogVideoX-Fun-2b-InP",),
     "kijai/CogVideoX-Fun-5b": ("CogVideoX-Fun-5b-InP",),
+    "kijai/CogVideoX-Fun-pruned": ("CogVideoX-Fun-5b-InP",),
 }
-GGUF_VAE = "cogvideox_vae.safetensors"
+GGUF_VAES = ("cogvideox_vae.safetensors", "cogvideox_vae_bf16.safetensors")  # as the wrapper loaded it, as published
 WEIGHT_DTYPES = {
     "fp8_e4m3fn": "fp8_e4m3fn",
     "enabled": "fp8_e4m3fn",
@@ -37,22 +39,31 @@ class Loaders(Rebuilding):
         )
 
     def _build_CogVideoXModelLoader(self, node: Node) -> dict[str, Source | None]:
-        name = self.choose("CogVideoXLoadModel", "model_name", str(self.value(node, "model")))
-        return self._loader(node, name, self.value(node, "quantization"), "base_precision")
+        return self._loader(node, self._single(node), self.value(node, "quantization"), "base_precision")
 
     def _build_DownloadAndLoadCogVideoGGUFModel(self, node: Node) -> dict[str, Source | None]:
-        name = self.choose("CogVideoXLoadModel", "model_name", str(self.value(node, "model")))
         if self.value(node, "fp8_fastmode"):
             self.report.note(f"{label(node)}: fp8_fastmode has no equal for GGUF; the weights stay in their blocks.")
-        return self._loader(node, name, None, None)
+        return self._loader(node, self._single(node), None, None)
+
+    def _build_MZ_CogVideoXLoader(self, node: Node) -> dict[str, Source | None]:
+        chosen = str(self.value(node, "weight_dtype"))
+        if "gguf" in f"{self._model_of(node)} {chosen}".lower():
+            return self._loader(node, self._single(node), None, None)
+        fast = self.value(node, "fp8_fast_mode") and chosen in WEIGHT_DTYPES
+        return self._loader(node, self._single(node), "fastmode" if fast else chosen, "weight_dtype")
+
+    def _model_of(self, loader: Node) -> str:
+        return str(self.value(loader, "model") or self.value(loader, "unet_name"))
+
+    def _single(self, node: Node) -> str:
+        advice = "put {} into models/diffusion_models and refresh the page."
+        return self.find(node, "CogVideoXLoadModel", "model_name", [self._model_of(node)], advice)
 
     def _folder(self, node_type: str, name: str, node: Node, model: str) -> str:
         names = FOLDERS.get(model, (model.rsplit("/", 1)[-1],))
-        chosen = self.choose(node_type, name, *names)
-        listed = self.listed(node_type, name)
-        if listed is not None and chosen not in listed:
-            self.report.note(f"{label(node)}: put the folder {chosen} into models/CogVideo and refresh the page.")
-        return chosen
+        advice = "put the folder {} into models/CogVideo and refresh the page."
+        return self.find(node, node_type, name, names, advice)
 
     def _loader(self, node: Node, name: str, quantization: Any, precision: str | None) -> dict[str, Source | None]:
         loader = self.claim(node, "CogVideoXLoadModel", {"model_name": name})
@@ -114,16 +125,14 @@ class Loaders(Rebuilding):
         own = "CogVideoXLoadLoRA" in self.schema
         target, strength = ("CogVideoXLoadLoRA", "strength") if own else ("LoraLoaderModelOnly", "strength_model")
         wanted = str(self.value(node, "lora"))
-        name = self.choose(target, "lora_name", wanted)
+        advice = "put {} into models/loras (the wrapper read models/CogVideo/loras)."
+        name = self.find(node, target, "lora_name", [wanted], advice)
         lora = self.claim(node, target, {"lora_name": name}, patch=True)
         self.carry_link(lora, "lora_name", node, "lora")
         self.carry(lora, strength, node, "strength")
         # The wrapper fused these two at 1 / rank instead of 1.
         if self.value(node, "fuse_lora") and any(word in wanted.lower() for word in ("orbit", "dimensionx")):
             self.set(lora, "scaling", "1/rank", node)
-        listed = self.listed(target, "lora_name")
-        if listed is not None and name not in listed:
-            self.report.note(f"{label(node)}: put {wanted} into models/loras (the wrapper read models/CogVideo/loras).")
         return lora
 
     def _build_CogVideoLoraSelect(self, node: Node) -> dict[str, Source | None]:
@@ -156,29 +165,34 @@ class Loaders(Rebuilding):
 
     def _build_CogVideoXVAELoader(self, node: Node) -> dict[str, Source | None]:
         loader = self.claim(node, "CogVideoXLoadVAE")
-        wanted = str(self.value(node, "model_name"))
-        loader.values["vae_name"] = self.choose("CogVideoXLoadVAE", "vae_name", wanted)
+        loader.values["vae_name"] = self._vae_file(node, str(self.value(node, "model_name")))
         self.carry_link(loader, "vae_name", node, "model_name")
         self.carry(loader, "weight_dtype", node, "precision")
         if self.source(node, "compile_args"):
             self.report.note(f"{label(node)}: compiling the VAE has no equal.")
         return {"vae": (loader.id, 0)}
 
+    def _vae_file(self, node: Node, *wanted: str) -> str:
+        return self.find(node, "CogVideoXLoadVAE", "vae_name", wanted, "put {} into models/vae and refresh the page.")
+
     def vae_of(self, loader: Node | None) -> Source | None:
         """Return the VAE that an old loader brought along, as a loader of its own beside it."""
-        if loader is None or not loader.type.startswith("DownloadAndLoadCogVideo"):
+        if loader is None or not loader.type.startswith(("DownloadAndLoadCogVideo", OTHERS_LOADER)):
             return None
         if loader.id not in self.vaes:
             self.build(loader)
             if loader.type == "DownloadAndLoadCogVideoGGUFModel":
-                name = self.choose("CogVideoXLoadVAE", "vae_name", "cogvideox_vae_bf16.safetensors", GGUF_VAE)
+                name = self._vae_file(loader, *GGUF_VAES)
                 precision = self.value(loader, "vae_precision")
+            elif loader.type == OTHERS_LOADER:
+                name, precision = self._vae_file(loader, str(self.value(loader, "vae_name"))), None
             else:
                 model = self.value(loader, "model") or "THUDM/CogVideoX-2b"
                 name = self._folder("CogVideoXLoadVAE", "vae_name", loader, model)
                 precision = self.value(loader, "precision")
             node = self.beside(loader, "CogVideoXLoadVAE", {"vae_name": name})
-            self.set(node, "weight_dtype", precision, loader)
+            if precision:
+                self.set(node, "weight_dtype", precision, loader)
             self.vaes[loader.id] = (node.id, 0)
         return self.vaes[loader.id]
 
@@ -192,6 +206,11 @@ class Loaders(Rebuilding):
                 return origin
             source = self.source(origin, "pipeline")
         return None
+
+    def model_name(self, sampler: Node) -> str:
+        """Return the name of a sampler's model in small letters, which is how the wrapper knew models apart."""
+        loader = self.loader_of(sampler, "model", "pipeline")
+        return self._model_of(loader).lower() if self.is_old(loader) else ""
 
     def vae(self, node: Node) -> Source | None:
         """Return the VAE of an old node: its own input, or that of its pipeline."""

@@ -14,7 +14,8 @@ from .graph import Node
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 OUR_PACK, HOST = "cogvideox-native", "comfy-core"
 OPTIONAL_SHAPE = 7  # how the editor draws the slot of an optional input
-ROW, WIDGET_ROW, HEAD, TEXT_BOX = 20, 24, 16, 120  # px, of the editor's layout
+ROW, WIDGET_ROW, HEAD = 20, 24, 16  # px, of the editor's layout
+TEXT_BOX, LEAST_TEXT_BOX = 120, 30  # px above a widget's row: to write in, and what the editor leaves it
 WIDTH = 315
 
 Schema = Mapping[str, Mapping[str, Any]]
@@ -132,8 +133,8 @@ def make(id: Any, node_type: str, info: Mapping[str, Any], values: Mapping[str, 
     widgets = [slot for slot in inputs if slot.widget]
     rows = max(len(inputs) - len(widgets), len(outputs))
     text = sum(slot.multiline for slot in widgets)
-    height = HEAD + ROW * rows + WIDGET_ROW * (len(widgets) + sum(slot.control for slot in widgets)) + TEXT_BOX * text
-    node.size = (WIDTH, height)
+    bare = HEAD + ROW * rows + WIDGET_ROW * (len(widgets) + sum(slot.control for slot in widgets))
+    node.size = (WIDTH, bare + TEXT_BOX * text)
     pack = OUR_PACK if node_type.startswith(("CogVideoX", "EmptyCogVideoX")) else HOST
 
     def saved(node: Node) -> dict[str, Any]:
@@ -160,6 +161,6 @@ def make(id: Any, node_type: str, info: Mapping[str, Any], values: Mapping[str, 
         "display_name": info.get("display_name") or node_type,
         "sockets": {slot.name for slot in inputs},
         "slots_by_name": {slot.name: slot for slot in inputs},
-        "height": height,
+        "least_height": bare + LEAST_TEXT_BOX * text,
     }
     return node

@@ -38,8 +38,10 @@ class Patches(Images):
             if node is not None and self.is_old(node):
                 self.built.setdefault(node.id, {})
                 model = self._behind(make_patch(node, sampler), model)
-        if self.value(sampler, "scheduler") == TILED and self.value(sampler, "t_tile_length") is not None:
-            model = self._behind(self._tiles(sampler), model)
+        if self.value(sampler, "t_tile_length") is not None:
+            if self._is_tiled(sampler):
+                model = self._behind(self._tiles(sampler), model)
+            self.idle |= {(sampler.id, "t_tile_length"), (sampler.id, "t_tile_overlap")}
         cache = self.origin(self.source(sampler, "fastercache"))
         if cache is not None and self.is_old(cache):
             self.build(cache)
@@ -69,6 +71,14 @@ class Patches(Images):
         if self._has_image(sampler):
             values["cond_retain_index_list"] = "0"  # each window was given the start image
         return values
+
+    def _is_tiled(self, sampler: Node) -> bool:
+        """Say whether a sampler's own windows were in use: for one scheduler, and at first where they were shorter."""
+        scheduler, lengths = self.value(sampler, "scheduler"), ("t_tile_length", "num_frames")
+        if "fps" not in self.reading(sampler).era.inputs:
+            return scheduler == TILED
+        tile, whole = (self.value(sampler, name) for name in lengths)
+        return scheduler == "DDIM" and not any(self.linked(sampler, name) for name in lengths) and tile < whole
 
     def _tiles(self, sampler: Node) -> Node:
         """Make the windows of a sampler that had its own, before the wrapper had a node for them."""

@@ -14,8 +14,8 @@ class Prompts(Loaders):
         self.carry(target, "text", node, name)
         text = self.value(node, name)
         # The wrapper read (word:1.2) as the host does; what another node writes may hold brackets too.
-        linked = self.graph.input_of(node, name) is not None and self.primitive(node, name) is None
-        target.values["prompt_weights"] = linked or isinstance(text, str) and ("(" in text or ")" in text)
+        bracketed = isinstance(text, str) and ("(" in text or ")" in text)
+        target.values["prompt_weights"] = self.linked(node, name) or bracketed
 
     def _times(self, node: Node, text: Node, strength: str) -> Source:
         """Multiply a text as the wrapper did: strength of it and the rest of zeros."""

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import signatures
-from .graph import BYPASS, NEVER, Canvas, Graph, Node, Prompt, Source, entries
+from .graph import (
+    BYPASS,
+    GAP,
+    NEVER,
+    SUBGRAPH_OUTPUT,
+    TITLE_HEIGHT,
+    Canvas,
+    Graph,
+    Node,
+    Prompt,
+    Source,
+    entries,
+    free_spot,
+)
 from .native import Schema, make, slots
 from .report import NEEDS, WRAPPER, Missing, Report, label, own_title
 
@@ -25,6 +38,15 @@ NO_EQUAL = {
 }
 
 
+def _path(name: Any) -> str:
+    """Return a file of a list as every system reads it."""
+    return str(name).replace("\\", "/").lower()
+
+
+def _file(name: Any) -> str:
+    return _path(name).rsplit("/", 1)[-1]
+
+
 class Rebuilding:
     """One graph on its way; the method `_build_TYPE` of a subclass converts the old nodes of that type."""
 
@@ -33,11 +55,13 @@ class Rebuilding:
         self.new: dict[Any, Node] = {}
         self.claimed: dict[Any, list[str]] = {}  # id of an old or stock node: types made in its place
         self.extra: dict[Any, list[str]] = {}  # id: types that stand beside it
+        self.anchors: dict[Any, Any] = {}  # id of a node that was put beside: that of the old one
         self.removed: set[Any] = set()
         self.built: dict[Any, dict[str, Source | None]] = {}
         self.vaes: dict[Any, Source | None] = {}
         self.measured: dict[Source, Any] = {}
         self.moved: dict[tuple[str, str], tuple[str, str]] = {}  # a widget's node and name: those it has now
+        self.idle: set[tuple[Any, str]] = set()  # inputs of old nodes whose links need not be told of
         self._readings: dict[Any, signatures.Reading] = {}
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -50,7 +74,8 @@ class Rebuilding:
         """Return what a saved node holds."""
         if node.id not in self._readings:
             if isinstance(self.graph, Prompt):
-                read = signatures.read(node.type, node.values, [*node.inputs, *node.values])
+                used = 1 + max((slot for _, slot in self.graph.users(node)), default=-1)
+                read = signatures.read(node.type, node.values, [*node.inputs, *node.values], used=used)
             else:
                 outputs = [slot.get("name", "") for slot in entries(node.raw, "outputs") if isinstance(slot, dict)]
                 read = signatures.read(node.type, node.raw.get("widgets_values"), self.graph.names[node.id], outputs)
@@ -71,6 +96,10 @@ class Rebuilding:
             return None
         saved = self._stock_list(origin)[:1]
         return saved[0] if saved and widget.fits(saved[0]) else None
+
+    def linked(self, node: Node, name: str) -> bool:
+        """Say whether a widget's value comes over a link that only a run follows."""
+        return self.graph.input_of(node, name) is not None and self.primitive(node, name) is None
 
     @staticmethod
     def runs(node: Node) -> bool:
@@ -93,23 +122,21 @@ class Rebuilding:
             if node is None or node.type not in PASSING:
                 return source
             if node.type == "GetNode":
-                node = next(
-                    (
-                        one
-                        for one in self.graph.nodes.values()
-                        if one.type == "SetNode" and self._key(one) == self._key(node)
-                    ),
-                    None,
-                )
+                node = self.setter(node)
                 if node is None:
                     return source
             source = next(iter(node.inputs.values()), None)
         return source
 
-    @staticmethod
-    def _key(node: Node) -> Any:
-        saved = (node.raw or {}).get("widgets_values")
-        return saved[0] if isinstance(saved, list) and saved else None
+    def setter(self, getter: Node) -> Node | None:
+        """Return the SetNode whose value a GetNode gives."""
+
+        def key(node: Node) -> Any:
+            saved = (node.raw or {}).get("widgets_values")
+            return saved[0] if isinstance(saved, list) and saved else None
+
+        others = self.graph.nodes.values()
+        return next((one for one in others if one.type == "SetNode" and key(one) == key(getter)), None)
 
     def carries_old(self, node: Node, *outputs: str) -> bool:
         """Say whether a node of another pack (a switch, an operation) hands on such outputs of the wrapper's nodes."""
@@ -128,10 +155,15 @@ class Rebuilding:
                     queue.append(origin)
         return False
 
+    def stranger(self, samples: Source | None) -> Node | None:
+        """Return the node of another pack that makes latents itself, None where the wrapper's nodes made them."""
+        origin = self.origin(samples)
+        known = origin is None or self.is_old(origin) or self.carries_old(origin, "samples")
+        return None if known else origin
+
     def serves_old(self, node: Node) -> bool:
         """Say whether what a node of others gives goes to the wrapper's nodes alone."""
-        users = {user.id: user for slot in range(3) for user, _ in self.graph.consumers((node.id, slot))}
-        return all(self.is_old(user) or user.type in PASSING for user in users.values())
+        return all(self.is_old(user) or user.type in PASSING for user, _ in self.graph.users(node))
 
     def origin(self, source: Source | None) -> Node | None:
         """Return the node that makes a value."""
@@ -177,8 +209,7 @@ class Rebuilding:
         if isinstance(self.graph, Prompt):
             node.raw = None
         if first:
-            height = max(node.size[1], 0)
-            node.pos, node.size = old.pos, (max(old.size[0], 210), max(old.size[1], height))
+            node.pos, node.size = old.pos, (max(old.size[0], 210), max(old.size[1], node.made["least_height"]))
         else:
             self._place(node, old)
         self.claimed.setdefault(old.id, []).append(node_type)
@@ -195,8 +226,12 @@ class Rebuilding:
         return node
 
     def _place(self, node: Node, anchor: Node) -> None:
+        self.anchors[node.id] = anchor.id
+        left, _, _, bottom = anchor.box
+        boxes = [one.box for one in (*self.graph.nodes.values(), *self.new.values()) if one.id != SUBGRAPH_OUTPUT]
         if isinstance(self.graph, Canvas):
-            node.pos = self.graph.free_spot(anchor, node.size, self.new.values())
+            wish = left, bottom + GAP + TITLE_HEIGHT
+            node.pos = free_spot(wish, node.size, boxes, self.graph.home(anchor))
 
     def link(self, node: Node, name: str, source: Source | None) -> None:
         """Connect an input of a new node."""
@@ -217,6 +252,9 @@ class Rebuilding:
                     "differently. Look at it."
                 )
             self.link(new, name, self.native(source))
+            saved = self.reading(old).values.get(old_name)
+            if change is None and slot.fits(saved):  # what is shown, and counts when the link is cut
+                new.values[name] = slot.clamp(saved)
             return
         value = self.value(old, old_name)
         if value is None:
@@ -239,18 +277,20 @@ class Rebuilding:
 
     def choose(self, node_type: str, name: str, *wanted: str) -> str:
         """Return the first of some files or folders that the host lists, else the last, as it is written there."""
-        listed = next((slot.choices for slot in slots(self._schema_of(node_type)) if slot.name == name), None) or ()
+        listed = self.listed(node_type, name) or ()
         for want in wanted:
-            for choice in listed:
-                if str(choice).replace("\\", "/").lower() == want.replace("\\", "/").lower():
-                    return choice
-            for choice in listed:
-                if (
-                    str(choice).replace("\\", "/").rsplit("/", 1)[-1].lower()
-                    == want.replace("\\", "/").rsplit("/", 1)[-1].lower()
-                ):
-                    return choice
+            for part in (_path, _file):
+                for choice in listed:
+                    if part(choice) == part(want):
+                        return choice
         return wanted[-1]
+
+    def find(self, old: Node, node_type: str, name: str, wanted: Sequence[str], advice: str) -> str:
+        """Choose a file or folder for an old node, and give advice where the host does not list it."""
+        chosen, listed = self.choose(node_type, name, *wanted), self.listed(node_type, name)
+        if listed is not None and chosen not in listed:
+            self.report.note(f"{label(old)}: {advice.format(chosen)}")
+        return chosen
 
     def listed(self, node_type: str, name: str) -> tuple | None:
         """Return the choices of a combo, or None where only the host knows them."""
@@ -284,7 +324,7 @@ class Rebuilding:
         if node.id not in self.built:
             self.built[node.id] = {}  # a graph that feeds itself ends here
             builder = getattr(self, f"_build_{node.type}", None)
-            unread = self.reading(node).unread
+            unread = [name for name in self.reading(node).unread if self.graph.input_of(node, name) is None]
             if unread:
                 self.report.note(
                     f"{label(node)}: {', '.join(unread)} could not be read from the file and "

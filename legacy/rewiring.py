@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .graph import SUBGRAPH_OUTPUT, Node
+from .graph import SUBGRAPH_OUTPUT, Canvas, Node, covers, free_spot, holds, widened
 from .rebuilding import EMPTY, NOTE, PASSING, PRIMITIVE, Rebuilding
 from .report import label
 
@@ -12,11 +12,9 @@ from .report import label
 class Rewiring(Rebuilding):
     """What puts a converted graph together."""
 
-    def run(self) -> bool:
-        """Convert every old node; say whether there was one."""
+    def run(self) -> None:
+        """Convert every old node, what makes the video before what only serves it."""
         old = [node for node in self.graph.nodes.values() if self.is_old(node)]
-        if not old:
-            return False
         first = ("Sampler", "Decode", "TextEncode", "EncodePrompt")
         for part in first:
             for node in old:
@@ -33,7 +31,6 @@ class Rewiring(Rebuilding):
         for node in old:
             made = [*self.claimed.get(node.id, []), *self.extra.get(node.id, [])]
             self.report.converted.append((node.id, node.type, made))
-        return True
 
     def _tell_of_links(self, old: list[Node]) -> None:
         """Say which links of other packs' nodes went nowhere."""
@@ -43,6 +40,7 @@ class Rewiring(Rebuilding):
             if self.claimed.get(node.id) == [NOTE]:
                 continue
             names = self.graph.names.get(node.id)
+            lost: dict[str, list[str]] = {}
             for key, source in node.inputs.items():
                 traced = self.trace(source)
                 origin = self.graph.nodes.get(traced[0]) if traced else None
@@ -52,7 +50,11 @@ class Rewiring(Rebuilding):
                 told = any(label(node) in note and label(origin) in note for note in self.report.notes)
                 if origin is not None and (origin.id in self.claimed or origin.type in (PRIMITIVE, *EMPTY)) or told:
                     continue
-                self.report.note(f"{label(node)}: its {name} came from {label(origin)}; that link has no equal.")
+                if (node.id, name) not in self.idle:
+                    lost.setdefault(label(origin), []).append(name)
+            for origin, ended in lost.items():
+                links = "that link has" if len(ended) == 1 else "those links have"
+                self.report.note(f"{label(node)}: its {' and '.join(ended)} came from {origin}; {links} no equal.")
 
     def _reconnect(self) -> None:
         """Move the links of other packs' nodes to the new outputs."""
@@ -72,50 +74,27 @@ class Rewiring(Rebuilding):
                     self.report.note(f"{label(node)} was connected to {label(origin)}; that link has no equal.")
 
     def _sweep(self, old: list[Node]) -> None:
-        """Take away reroutes and Set/Get pairs that carried an old value to nobody but old nodes."""
-        gone = {node.id for node in old}
-        passing = [node for node in self.graph.nodes.values() if node.type in PASSING and node.id not in self.claimed]
-        fed = {node.id for node in self.graph.nodes.values() if node.type == "GetNode"}
-        useful: set[Any] = set()
-        alive = [
+        """Take away the reroutes and Set/Get pairs through which values came to old nodes and to no others."""
+        kept = [
             node
             for node in self.graph.nodes.values()
-            if node.id not in gone and node.type not in PASSING and node.id not in self.claimed
+            if node.type not in PASSING and not self.is_old(node) and node.id not in self.claimed
         ]
-        alive += self.new.values()
-        queue = [source for node in alive for source in node.inputs.values()]
-        while queue:
-            source = queue.pop()
-            node = self.graph.nodes.get(source[0])
-            if node is None or node.type not in PASSING or node.id in useful:
-                continue
-            useful.add(node.id)
-            queue += node.inputs.values()
-            if node.id in fed:
-                for one in passing:
-                    if one.type == "SetNode" and self._key(one) == self._key(node):
-                        queue.append((one.id, 0))
-        for node in passing:
-            served = any(user.id in gone for user, _ in self._original_consumers(node))
-            by_get = node.type == "SetNode" and any(
-                one.type == "GetNode" and self._key(one) == self._key(node) for one in passing
-            )
-            if node.id not in useful and (served or by_get):
-                self.removed.add(node.id)
-        # A reroute behind a reroute serves nobody once the last one is gone.
-        changed = True
-        while changed:
-            changed = False
-            for node in passing:
-                if node.id in self.removed or node.id in useful:
-                    continue
-                users = [user for user, _ in self._original_consumers(node)]
-                if users and all(user.id in self.removed or user.id in gone for user in users):
-                    self.removed.add(node.id)
-                    changed = True
+        self.removed = self._passing(old) - self._passing([*kept, *self.new.values()])
 
-    def _original_consumers(self, node: Node):
-        return [pair for slot in range(2) for pair in self.graph.consumers((node.id, slot))]
+    def _passing(self, nodes: list[Node]) -> set[Any]:
+        """Return the reroutes and Set/Get pairs through which values come to these nodes."""
+        found: set[Any] = set()
+        queue = [source for node in nodes for source in node.inputs.values()]
+        while queue:
+            node = self.graph.nodes.get(queue.pop()[0])
+            if node is None or node.type not in PASSING or node.id in found:
+                continue
+            found.add(node.id)
+            queue += node.inputs.values()
+            if node.type == "GetNode" and (setter := self.setter(node)) is not None:
+                queue.append((setter.id, 0))
+        return found
 
     def _assemble(self) -> None:
         nodes = {}
@@ -132,6 +111,43 @@ class Rewiring(Rebuilding):
                 for key, source in node.inputs.items()
                 if source[0] in nodes or source[0] not in self.graph.nodes
             }
+        if isinstance(self.graph, Canvas):
+            shown = [node for id, node in nodes.items() if id != SUBGRAPH_OUTPUT]
+            self._settle(shown)
+            self._regroup(shown)
         if SUBGRAPH_OUTPUT in nodes:
             nodes[SUBGRAPH_OUTPUT] = nodes.pop(SUBGRAPH_OUTPUT)
         self.graph.nodes = nodes
+
+    def _settle(self, nodes: list[Node]) -> None:
+        """Move new nodes, which may be larger, off those that the old ones in their places did not cover."""
+        boxes = {node.id: node.box for node in nodes}
+
+        def covered(node: Node, other: Node) -> bool:
+            before = [self.graph.nodes.get(one.id) for one in (node, other)]
+            return None not in before and covers(*(one.box for one in before))
+
+        for node in nodes:
+            others = [one for one in nodes if one is not node] if node.id in self.new else []
+            if any(covers(boxes[node.id], boxes[one.id]) and not covered(node, one) for one in others):
+                around = [boxes[one.id] for one in others if not covered(node, one)]
+                old = self.graph.nodes.get(self.anchors.get(node.id, node.id))
+                node.pos = free_spot(node.pos, node.size, around, old and self.graph.home(old))
+                boxes[node.id] = node.box
+
+    def _regroup(self, nodes: list[Node]) -> None:
+        """Widen groups around what stands for their nodes now, where that takes in no others and meets no group."""
+        groups = list(self.graph.groups())
+        frames = [frame for _, frame in groups]
+        for place, (group, frame) in enumerate(groups):
+            held = {id for id, node in self.graph.nodes.items() if holds(frame, node.box)}
+            own = [node for node in nodes if node.id in self.new and self.anchors.get(node.id, node.id) in held]
+            for node in own:
+                wide = widened(frames[place], node.box)
+                taken = [one for one in nodes if holds(wide, one.box) and not holds(frame, one.box)]
+                met = [one for one in frames if covers(wide, one) and not covers(frame, one)]
+                if not met and all(one in own for one in taken):
+                    frames[place] = wide
+            left, top, right, bottom = frames[place]
+            if frames[place] != frame:
+                group["bounding"] = [left, top, right - left, bottom - top]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .control import Control
 from .graph import Node, Source
+from .images import FOREIGN_LATENTS
 from .patches import TILED, TILES, Patches
 from .prompts import Prompts
 from .rebuilding import EMPTY
@@ -20,6 +21,7 @@ WARPED_NOISE = {  # of ComfyUI-VideoNoiseWarp: its widgets in order
     ),
     "GetWarpedNoiseFromVideoCogVideoX": ("noise_downtemp_interp", "num_frames", "degradation", "seed"),
 }
+RAFT = "raft_large_C_T_SKHT_V2-ff5fadd5.safetensors"
 DDIM, DPM = "ddim", "dpm"
 REFERENCE_CFG = "reference"
 
@@ -65,18 +67,15 @@ class Samplers(Prompts, Patches, Control):
         if loader is None or self.carries_old(loader, "model", "pipe"):
             return source
         self.report.note(
-            f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL."
+            f"{label(sampler)}: its model comes from {label(loader)}, which was not converted. Connect a MODEL, "
+            "and a VAE to what encodes and decodes."
         )
         return None
 
     def _is_control(self, sampler: Node) -> bool:
         """Say whether the wrapper took a model for one with a control video: by its name."""
-        name = self._model_name(sampler)
+        name = self.model_name(sampler)
         return "pose" in name or "control" in name
-
-    def _model_name(self, sampler: Node) -> str:
-        loader = self.loader_of(sampler, "model", "pipeline")
-        return str(self.value(loader, "model")).lower() if loader is not None and self.is_old(loader) else ""
 
     def _build_CogVideoSampler(self, node: Node) -> dict[str, Source | None]:
         model = self._patches(node, self._model(node))
@@ -179,13 +178,11 @@ class Samplers(Prompts, Patches, Control):
             return self.native(samples)
         if origin is not None and origin.type in EMPTY:
             return latent or self._empty(sampler, origin)
-        if samples is not None and (origin is None or self.carries_old(origin, "samples")):
+        if samples is not None and self.stranger(samples) is None:
             return self.native(samples)
         if origin is not None:
-            self.report.note(
-                f"{label(sampler)}: its samples come from {label(origin)}, whose latents are laid out for the wrapper. "
-                f"{'They were left out.' if latent else 'An empty video stands in; set its size.'}"
-            )
+            instead = "They were left out." if latent else "An empty video stands in; set its size."
+            self.report.note(f"{FOREIGN_LATENTS.format(label(sampler), label(origin))} {instead}")
         if latent is not None:
             return latent
         target = self.beside(sampler, "EmptyCogVideoXLatentVideo")
@@ -196,7 +193,7 @@ class Samplers(Prompts, Patches, Control):
 
     def _length(self, target: Node, sampler: Node) -> None:
         if (name := self.frames_of(sampler)) is not None:
-            self.frames(sampler, name)(target, "length")
+            self.set_length(target, sampler, name)
 
     def _empty(self, sampler: Node, origin: Node) -> Source:
         alone = self.serves_old(origin)
@@ -256,7 +253,9 @@ class Samplers(Prompts, Patches, Control):
         options = self.origin(self.source(node, "context_options"))
         if options is not None and self.is_old(options) and self.value(options, "context_schedule") == TILES:
             scheduler = TILED
-        if scheduler in GENERIC and "2b" in self._model_name(node):
+        elif node.type == "CogVideoSampler" and "context_options" not in self.reading(node).era.inputs:
+            return scheduler  # when there were no others, DDIM was that of CogVideoX
+        if scheduler in GENERIC and "2b" in self.model_name(node):
             self.report.note(
                 f"{label(node)}: {scheduler} left out the noise shift of the 2B models in the wrapper; here it is kept."
             )
@@ -265,10 +264,7 @@ class Samplers(Prompts, Patches, Control):
     def _steps(self, target: Node, node: Node, denoise: str) -> None:
         """Carry steps and denoise: the wrapper ran the last int(steps * denoise), the host counts what is run."""
         strength = self._denoise(node) if self.value(node, denoise) is not None else 1.0
-        linked = (
-            name for name in ("steps", denoise) if self.graph.input_of(node, name) and not self.primitive(node, name)
-        )
-        if strength == 1.0 or any(linked):
+        if strength == 1.0 or any(self.linked(node, name) for name in ("steps", denoise)):
             self.carry(target, "steps", node, "steps")
             self.carry(target, "denoise", node, denoise)
             return
@@ -298,8 +294,8 @@ class Samplers(Prompts, Patches, Control):
         """Sample from noise that moves as a video does; another pack's node made it, laid out for the wrapper."""
         video = self.native(self.graph.input_of(warped, "images"))
         saved = self._stock_values(warped, *WARPED_NOISE[warped.type])
-        # Another pack's node keeps its place where somebody looks at its pictures.
-        alone = all(self.is_old(user) for slot in range(3) for user, _ in self.graph.consumers((warped.id, slot)))
+        # Another pack's node keeps its place where somebody looks at its pictures or decodes its noise.
+        alone = all(user.type == node.type for user, _ in self.graph.users(warped))
         noise = (self.claim if alone else self.beside)(warped if alone else node, "CogVideoXWarpedNoise")
         for name, old in (("seed", "seed"), ("degradation", "degradation"), ("downsampling", "noise_downtemp_interp")):
             slot = noise.made["slots_by_name"][name]
@@ -312,7 +308,10 @@ class Samplers(Prompts, Patches, Control):
                 self.report.note(f"{label(warped)}: {old} {saved[old]} has no equal; {slot.default} stands in.")
         self.link(noise, "video", video)
         if "OpticalFlowLoader" in self.schema:
-            flow = self.beside(node, "OpticalFlowLoader")
+            others = (self.listed("OpticalFlowLoader", "model_name") or ())[:1]
+            advice = "put {} into models/optical_flow and refresh the page."
+            model_name = self.find(node, "OpticalFlowLoader", "model_name", (RAFT, *others), advice)
+            flow = self.beside(node, "OpticalFlowLoader", {"model_name": model_name})
             self.link(noise, "optical_flow", (flow.id, 0))
         self.report.note(f"{label(node)}: its noise comes from CogVideoX Warped Noise now, not from {label(warped)}.")
         if latent is None:

@@ -2,8 +2,9 @@
 
 Saved graphs hold widget values by position only, so each form ("era") lists its inputs in order. A name alone is a
 socket; a widget is written `name:KIND` or `name:KIND=default`. SEED is an INT behind which the editor puts a second
-widget, DTYPE a combo of number types. Eras that only add widgets at the end of another stand as one. Read from the
-history of the wrapper's nodes, 2024-08-06 to 2025-08-07.
+widget, SOCKET a text that only a link gives and that older editors saved all the same, PART a FLOAT from 0 to 1, DTYPE,
+DEVICE and COMPILE combos whose choices tell them from others. Eras that only add widgets at the end of another stand as
+one. Read from the history of the wrapper's nodes, 2024-08-06 to 2025-08-07.
 """
 
 from __future__ import annotations
@@ -19,21 +20,23 @@ AFTER_GENERATE = ("fixed", "increment", "decrement", "randomize")
 
 _OLD_RUN = "steps:INT=50 cfg:FLOAT=6.0 seed:SEED=0"
 _OLD_TAIL = (
-    "samples denoise_strength:FLOAT=1.0 image_cond_latents context_options controlnet tora_trajectory fastercache"
+    "samples denoise_strength:PART=1.0 image_cond_latents context_options controlnet tora_trajectory fastercache"
 )
 _FUN_HEAD = "pipeline positive negative video_length:INT=49"
 _FUN_RUN = "seed:SEED=43 steps:INT=50 cfg:FLOAT=6.0 scheduler:COMBO=DDIM"
-_FUN_TAIL = "context_options tora_trajectory fastercache vid2vid_images vid2vid_denoise:FLOAT=1.0"
+_FUN_TAIL = "context_options tora_trajectory fastercache vid2vid_images vid2vid_denoise:PART=1.0"
 _CONTROL_RUN = "seed:SEED=42 steps:INT=25 cfg:FLOAT=6.0 scheduler:COMBO=DDIM"
-_CONTROL_WINDOW = "control_strength:FLOAT=1.0 control_start_percent:FLOAT=0.0 control_end_percent:FLOAT=1.0"
-_WINDOW = "start_percent:FLOAT=0.0 end_percent:FLOAT=1.0"
+_CONTROL_WINDOW = "control_strength:FLOAT=1.0 control_start_percent:PART=0.0 control_end_percent:PART=1.0"
+_WINDOW = "start_percent:PART=0.0 end_percent:PART=1.0"
 _TILES = (
     "enable_vae_tiling:BOOL=true tile_sample_min_height:INT=240 tile_sample_min_width:INT=360 "
     "tile_overlap_factor_height:FLOAT=0.2 tile_overlap_factor_width:FLOAT=0.2"
 )
 _PIPE = "pipe samples"
 _LOADER = "pab_config block_edit lora compile_args"
-_TORA = f"coordinates:TEXT width:INT=720 height:INT=480 num_frames:INT=49 strength:FLOAT=1.0 {_WINDOW}"
+_TORA = f"coordinates:SOCKET width:INT=720 height:INT=480 num_frames:INT=49 strength:FLOAT=1.0 {_WINDOW}"
+
+OTHERS_LOADER = "MZ_CogVideoXLoader"  # of ComfyUI-CogVideoX-MZ, which loaded GGUF files for the wrapper's other nodes
 
 # id: (outputs, inputs) of each era, oldest first. The names of outputs are ours; `pipe` held model and VAE in one.
 ERAS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -45,52 +48,58 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "pipe",
-            "model:COMBO precision:DTYPE=bf16 fp8_transformer:BOOL=false compile:COMBO=disabled "
+            "model:COMBO precision:DTYPE=bf16 fp8_transformer:BOOL=false compile:COMPILE=disabled "
             "enable_sequential_cpu_offload:BOOL=false",
         ),
         (
             "pipe",
-            "model:COMBO precision:DTYPE=bf16 fp8_transformer:COMBO=disabled compile:COMBO=disabled "
-            f"enable_sequential_cpu_offload:BOOL=false {_LOADER} load_device:COMBO=main_device",
+            "model:COMBO precision:DTYPE=bf16 fp8_transformer:COMBO=disabled compile:COMPILE=disabled "
+            f"enable_sequential_cpu_offload:BOOL=false {_LOADER} load_device:DEVICE=main_device",
         ),
         (
             "pipe",
-            "model:COMBO precision:DTYPE=bf16 fp8_transformer:COMBO=disabled compile:COMBO=disabled "
+            "model:COMBO precision:DTYPE=bf16 fp8_transformer:COMBO=disabled compile:COMPILE=disabled "
             f"enable_sequential_cpu_offload:BOOL=false {_LOADER} attention_mode:COMBO=sdpa "
-            "load_device:COMBO=main_device",
+            "load_device:DEVICE=main_device",
         ),
         (
             "model vae",
             "model:COMBO precision:DTYPE=bf16 quantization:COMBO=disabled enable_sequential_cpu_offload:BOOL=false "
-            "block_edit lora compile_args attention_mode:COMBO=sdpa load_device:COMBO=main_device",
+            "block_edit lora compile_args attention_mode:COMBO=sdpa load_device:DEVICE=main_device",
         ),
     ),
     "DownloadAndLoadCogVideoGGUFModel": (
-        ("pipe", "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false compile:COMBO=disabled"),
+        ("pipe", "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false compile:COMPILE=disabled"),
         (
             "pipe",
-            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:COMBO=main_device "
-            "enable_sequential_cpu_offload:BOOL=false pab_config block_edit compile:COMBO=disabled "
+            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:DEVICE=main_device "
+            "enable_sequential_cpu_offload:BOOL=false pab_config block_edit",
+        ),
+        (
+            "pipe",
+            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:DEVICE=main_device "
+            "enable_sequential_cpu_offload:BOOL=false pab_config block_edit compile:COMPILE=disabled "
             "attention_mode:COMBO=sdpa",
         ),
         (
             "model vae",
-            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:COMBO=main_device "
-            "enable_sequential_cpu_offload:BOOL=false block_edit compile:COMBO=disabled attention_mode:COMBO=sdpa",
+            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:DEVICE=main_device "
+            "enable_sequential_cpu_offload:BOOL=false block_edit compile:COMPILE=disabled attention_mode:COMBO=sdpa",
         ),
         (
             "model vae",
-            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:COMBO=main_device "
+            "model:COMBO vae_precision:DTYPE=bf16 fp8_fastmode:BOOL=false load_device:DEVICE=main_device "
             "enable_sequential_cpu_offload:BOOL=false block_edit compile_args attention_mode:COMBO=sdpa",
         ),
     ),
     "CogVideoXModelLoader": (
         (
             "model",
-            "model:COMBO base_precision:DTYPE=bf16 quantization:COMBO=disabled load_device:COMBO=main_device "
+            "model:COMBO base_precision:DTYPE=bf16 quantization:COMBO=disabled load_device:DEVICE=main_device "
             "enable_sequential_cpu_offload:BOOL=false block_edit lora compile_args attention_mode:COMBO=sdpa",
         ),
     ),
+    OTHERS_LOADER: (("pipe", "unet_name:COMBO vae_name:COMBO weight_dtype:COMBO=default fp8_fast_mode:BOOL=false"),),
     "CogVideoXVAELoader": (("vae", "model_name:COMBO precision:DTYPE=bf16 compile_args"),),
     "CogVideoLoraSelect": (("lora", "lora:COMBO strength:FLOAT=1.0 prev_lora fuse_lora:BOOL=false"),),
     "CogVideoLoraSelectComfy": (("lora", "lora:COMBO strength:FLOAT=1.0 prev_lora fuse_lora:BOOL=false"),),
@@ -147,18 +156,23 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
         (
             _PIPE,
             "pipeline embeds positive negative height:INT=480 width:INT=720 num_frames:INT=48 fps:INT=8 steps:INT=25 "
-            "cfg:FLOAT=6.0 seed:SEED=0 samples denoise_strength:FLOAT=1.0",
+            "cfg:FLOAT=6.0 seed:SEED=0 samples denoise_strength:PART=1.0",
+        ),
+        (
+            _PIPE,
+            "pipeline positive negative height:INT=480 width:INT=720 num_frames:INT=48 fps:INT=8 steps:INT=25 "
+            "cfg:FLOAT=6.0 seed:SEED=0 scheduler:COMBO=DDIM samples denoise_strength:PART=1.0",
         ),
         (
             _PIPE,
             "pipeline positive negative height:INT=480 width:INT=720 num_frames:INT=48 fps:INT=8 steps:INT=25 "
             "cfg:FLOAT=6.0 seed:SEED=0 scheduler:COMBO=DDIM t_tile_length:INT=16 t_tile_overlap:INT=8 samples "
-            "denoise_strength:FLOAT=1.0",
+            "denoise_strength:PART=1.0",
         ),
         (
             _PIPE,
             f"pipeline positive negative height:INT=480 width:INT=720 num_frames:INT=49 {_OLD_RUN} "
-            "scheduler:COMBO=DDIM t_tile_length:INT=16 t_tile_overlap:INT=8 samples denoise_strength:FLOAT=1.0 "
+            "scheduler:COMBO=DDIM t_tile_length:INT=16 t_tile_overlap:INT=8 samples denoise_strength:PART=1.0 "
             "image_cond_latents",
         ),
         (  # for three days only: where values cannot tell, the next one is meant
@@ -174,7 +188,7 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "samples",
             f"model positive negative num_frames:INT=49 {_OLD_RUN} scheduler:COMBO=CogVideoXDDIM samples "
-            "image_cond_latents denoise_strength:FLOAT=1.0 context_options controlnet tora_trajectory fastercache "
+            "image_cond_latents denoise_strength:PART=1.0 context_options controlnet tora_trajectory fastercache "
             "feta_args teacache_args",
         ),
     ),
@@ -193,8 +207,12 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
     "CogVideoXFunVid2VidSampler": (
         (
             _PIPE,
-            f"{_FUN_HEAD} base_resolution:INT=512 {_CONTROL_RUN} denoise_strength:FLOAT=0.7 validation_video "
+            f"{_FUN_HEAD} base_resolution:INT=512 {_CONTROL_RUN} denoise_strength:PART=0.7 validation_video "
             f"control_video {_CONTROL_WINDOW}",
+        ),
+        (
+            _PIPE,
+            f"{_FUN_HEAD} width:INT=720 height:INT=480 {_CONTROL_RUN} denoise_strength:PART=0.7 validation_video",
         ),
         ("", "note:TEXT"),
     ),
@@ -206,12 +224,12 @@ ERAS: dict[str, tuple[tuple[str, str], ...]] = {
         (
             _PIPE,
             f"pipeline positive negative control_latents {_CONTROL_RUN} {_CONTROL_WINDOW} t_tile_length:INT=48 "
-            "t_tile_overlap:INT=8 samples denoise_strength:FLOAT=1.0",
+            "t_tile_overlap:INT=8 samples denoise_strength:PART=1.0",
         ),
         (
             _PIPE,
             f"pipeline positive negative control_latents {_CONTROL_RUN} {_CONTROL_WINDOW} samples "
-            "denoise_strength:FLOAT=1.0 context_options",
+            "denoise_strength:PART=1.0 context_options",
         ),
     ),
     "CogVideoDecode": (
@@ -291,7 +309,7 @@ REMOVED = {
     "CogVideoDualTextEncode_311",
     "CogVideoEncodePrompt",
 }
-CURRENT = frozenset(ERAS) - REMOVED
+CURRENT = frozenset(ERAS) - REMOVED - {OTHERS_LOADER}
 
 _FITS = {
     "INT": lambda value: isinstance(value, int) and not isinstance(value, bool),
@@ -300,11 +318,17 @@ _FITS = {
     "BOOL": lambda value: isinstance(value, bool),
     "TEXT": lambda value: isinstance(value, str),
     "COMBO": lambda value: isinstance(value, str) and value not in AFTER_GENERATE,
+    "SOCKET": lambda value: isinstance(value, str),
     "DTYPE": lambda value: value in ("fp16", "fp32", "bf16"),
+    "DEVICE": lambda value: value in ("main_device", "offload_device"),
+    "COMPILE": lambda value: value in ("disabled", "onediff", "torch"),
 }
+_FITS["PART"] = lambda value: _FITS["FLOAT"](value) and 0 <= value <= 1
 # What the server makes of a value in the API format, which scripts write as they like.
-_CASTS: dict[str, Callable[[Any], Any]] = {"INT": int, "SEED": int, "FLOAT": float, "BOOL": bool}
-_EMPTY = {"INT": 0, "SEED": 0, "FLOAT": 0.0, "BOOL": False, "TEXT": "", "COMBO": ""}
+_CASTS: dict[str, Callable[[Any], Any]] = {"INT": int, "SEED": int, "FLOAT": float, "PART": float}
+_CASTS["BOOL"] = {0: False, 1: True, "true": True, "false": False, "True": True, "False": False}.__getitem__
+_EMPTY = {"INT": 0, "SEED": 0, "FLOAT": 0.0, "BOOL": False, "TEXT": "", "SOCKET": "", "COMBO": ""}
+_TEXTS = ("COMBO", "DTYPE", "DEVICE", "COMPILE", "TEXT")  # whose defaults are written as they are
 
 
 @dataclass(frozen=True)
@@ -344,7 +368,7 @@ def _widget(text: str) -> Widget:
     if not has_default:
         value = _EMPTY[kind]
     else:
-        value = default if kind in ("COMBO", "DTYPE", "TEXT") else json.loads(default)
+        value = default if kind in _TEXTS else json.loads(default)
     return Widget(name, kind, value)
 
 
@@ -368,13 +392,18 @@ class Reading:
     unread: tuple[str, ...]
 
 
-def _by_position(era: Era, saved: list) -> tuple[dict[str, Any], list[str], int]:
-    """Read saved values in order; also return what did not fit and by how many values the count is off."""
+def _by_position(era: Era, saved: list) -> tuple[dict[str, Any], list[str], float]:
+    """Read saved values in order; also return what did not fit and how far the count is off.
+
+    A widget at the end that a file does not have yet is likelier than a value too many.
+    """
     values, unread, place = {}, [], 0
     for widget in era.widgets:
         if place >= len(saved):
             break
         value = saved[place]
+        if widget.kind == "SOCKET" and not widget.fits(value):
+            continue
         place += 1
         if widget.fits(value):
             values[widget.name] = value
@@ -385,11 +414,15 @@ def _by_position(era: Era, saved: list) -> tuple[dict[str, Any], list[str], int]
             left = len(era.widgets) - era.widgets.index(widget) - 1
             if saved[place] in AFTER_GENERATE or len(saved) - place > left:
                 place += 1
-    return values, unread, abs(len(saved) - place) + max(len(era.widgets) - len(values) - len(unread), 0)
+    missing = max(len(era.widgets) - len(values) - len(unread), 0)
+    return values, unread, len(saved) - place + 0.5 * missing
 
 
-def read(node_type: str, saved: Any, inputs: Iterable[str], outputs: Iterable[str] = ()) -> Reading:
-    """Find the era of a saved node from its values (a list by position or a dict by name), inputs and outputs."""
+def read(node_type: str, saved: Any, inputs: Iterable[str], outputs: Iterable[str] = (), used: int = 0) -> Reading:
+    """Find the era of a saved node from its values (a list by position or a dict by name), inputs and outputs.
+
+    `used` is how many of its outputs, from the first, others must have seen.
+    """
     inputs, outputs = list(inputs), list(outputs)
     best: tuple[float, Reading] | None = None
     for era in eras(node_type):
@@ -402,6 +435,7 @@ def read(node_type: str, saved: Any, inputs: Iterable[str], outputs: Iterable[st
         else:
             values, unread, off = _by_position(era, saved if isinstance(saved, list) else [])
         penalty = 2 * len(unread) + off + 4 * sum(name not in era.inputs for name in inputs)
+        penalty += 20 * (used > len(era.outputs))  # more than any name
         if outputs:
             penalty += 2 * (len(outputs) != len(era.outputs)) + 2 * (
                 (outputs[0] == "cogvideo_pipe") != (era.outputs[:1] == ("pipe",))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pack.legacy.native import slots, stored_schema
-from pack.legacy.signatures import ERAS, REMOVED, Era, eras
+from pack.legacy.signatures import ERAS, OTHERS_LOADER, REMOVED, Era, eras
 
 CONTROL = "fixed"
+PIPED = -2  # the last era of the sampler that takes a pipeline
 WIDGETS = {
     "EmptyLatentImage": ("width", "height", "batch_size"),
     "DualCLIPLoader": ("clip_name1", "clip_name2", "type"),
@@ -159,7 +160,7 @@ def whole(node_type: str, era: int) -> OldGraph:
     def add(kind: str, **given) -> int:
         number = era if kind == node_type else -1
         if kind == "CogVideoSampler" and kind != node_type and piped:
-            number = 4
+            number = PIPED
         if kind in ("CogVideoDecode", "ToraEncodeTrajectory", "ToraEncodeOpticalFlow") and kind != node_type and piped:
             number = 1 if kind == "CogVideoDecode" else 0
         if kind == "DownloadAndLoadCogVideoModel" and kind != node_type and piped:
@@ -183,10 +184,12 @@ def whole(node_type: str, era: int) -> OldGraph:
         extras["compile_args"] = (add(node_type), "torch_compile_args")
     if node_type == "CogVideoPABConfig":
         extras["pab_config"] = (add(node_type), "pab_config")
+    if node_type == OTHERS_LOADER:
+        extras |= {"unet_name": "CogVideoX_5b_GGUF_Q4_0.safetensors", "vae_name": "cogvideox_vae.safetensors"}
     single = node_type in ("CogVideoXModelLoader", "CogVideoXVAELoader")
     kind = (
         node_type
-        if node_type.startswith("DownloadAndLoadCogVideo") and "Net" not in node_type
+        if node_type.startswith(("DownloadAndLoadCogVideo", OTHERS_LOADER)) and "Net" not in node_type
         else "DownloadAndLoadCogVideoModel"
     )
     if single:
@@ -208,7 +211,7 @@ def whole(node_type: str, era: int) -> OldGraph:
         )
         vae = (loader, "vae") if "vae" in graph.eras[loader].outputs else None
     pipe = (loader, graph.eras[loader].outputs[0])
-    if (node_type, era) == ("CogVideoSampler", 3):  # width came first, after this input was gone
+    if (node_type, era) == ("CogVideoSampler", 4):  # width came first, after this input was gone
         inputs = graph.node(loader)["inputs"]
         inputs[:] = [entry for entry in inputs if entry["name"] != "pab_config"]
 
@@ -253,7 +256,7 @@ def whole(node_type: str, era: int) -> OldGraph:
     )
     sampler_era = era if sampler_type == node_type else -1
     if sampler_type == "CogVideoSampler" and node_type != sampler_type and piped:
-        sampler_era = 0 if "embeds" in both else 4
+        sampler_era = 0 if "embeds" in both else PIPED
     takes = eras(sampler_type)[sampler_era].inputs
     picture = video = None
     if node_type in image or "start_img" in takes or node_type == "CogVideoXFunResizeToClosestBucket":
@@ -316,7 +319,7 @@ def whole(node_type: str, era: int) -> OldGraph:
     given = {name: value for name, value in given.items() if name in takes}
     sampler = graph.add(sampler_type, sampler_era, seed=11, steps=20, cfg=5.0, title="The sampler", **given)
     if sampler_type == "CogVideoXFunVid2VidSampler" and "samples" not in graph.eras[sampler].outputs:
-        sampler = graph.add("CogVideoSampler", 4, steps=20, seed=11, pipeline=pipe, **both)
+        sampler = graph.add("CogVideoSampler", PIPED, steps=20, seed=11, pipeline=pipe, **both)
     decode_era = era if node_type == "CogVideoDecode" else 1 if vae is None else 2
     takes = eras("CogVideoDecode")[decode_era].inputs
     decoder = graph.add("CogVideoDecode", decode_era, samples=(sampler, "samples"), **engine(takes))

@@ -261,6 +261,8 @@ def test_template_opens_from_its_address_runs_and_shows_what_it_makes(server: Se
     assert page.execute_script(TOO_SMALL) == []
 
 
+NAME = "return app.extensionManager.workflow.activeWorkflow.filename"
+TOASTS = "return [...document.querySelectorAll('.p-toast-message')].map(one => one.innerText).join()"
 NODE_TYPES = "return app.graph.nodes.map(node => node.type)"
 HISTORY = (
     "const [done] = arguments; app.extensionManager.workflow.activeWorkflow.changeTracker.{}().then(() => done(), done)"
@@ -268,7 +270,8 @@ HISTORY = (
 
 
 def drop(page, file: Path) -> None:
-    """Drop a file on the canvas as the browser itself does for a hand."""
+    """Drop a file on the canvas as the browser itself does for a hand, once the page has its first graph."""
+    wait_for("a graph", lambda: page.execute_script(NODE_TYPES))
     data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
         page.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 900, "y": 900, "data": data})
@@ -280,11 +283,9 @@ def test_a_dropped_graph_of_the_older_wrapper_opens_native_and_undo_brings_it_ba
     file = tmp_path / "old workflow.json"
     file.write_text(json.dumps(old), encoding="utf-8")
     drop(page, file)
-    name = "return app.extensionManager.workflow.activeWorkflow.filename"
-    wait_for("the file", lambda: page.execute_script(name).startswith(file.stem))
+    wait_for("the file", lambda: page.execute_script(NAME).startswith(file.stem))
     wait_for("the conversion", lambda: "CogVideoXSampler" in page.execute_script(NODE_TYPES))
-    toasts = "return [...document.querySelectorAll('.p-toast-message')].map(one => one.innerText).join()"
-    told = wait_for("the word on it", lambda: page.execute_script(toasts))
+    told = wait_for("the word on it", lambda: page.execute_script(TOASTS))
     assert re.search(r"\d+ nodes of the older CogVideoX wrapper became native CogVideoX nodes", told)
     history = "return app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
     wait_for("the original in the history", lambda: page.execute_script(history))
@@ -295,6 +296,26 @@ def test_a_dropped_graph_of_the_older_wrapper_opens_native_and_undo_brings_it_ba
     page.execute_async_script(HISTORY.format("redo"))
     wait_for("the conversion again", lambda: "CogVideoXSampler" in page.execute_script(NODE_TYPES))
     assert not {node["type"] for node in old["nodes"]} & ERAS.keys() & set(page.execute_script(NODE_TYPES))
+
+
+def test_a_dropped_graph_in_the_api_format_opens_native(server: Server, page, tmp_path):
+    page.get(server.url)
+    wait_for("loading the page", lambda: page.execute_script(READY))
+    old = whole("CogVideoSampler", -1)
+    file = tmp_path / "old api.json"
+    file.write_text(json.dumps(old.prompt()), encoding="utf-8")
+    drop(page, file)
+    wait_for("the file", lambda: page.execute_script(NAME).startswith(file.stem))
+    types = page.execute_script(NODE_TYPES)
+    assert "CogVideoXSampler" in types and not ERAS.keys() & set(types)
+    told = wait_for("the word on it", lambda: page.execute_script(TOASTS))
+    assert "became native CogVideoX nodes" in told
+    made = page.execute_async_script("const [done] = arguments; app.graphToPrompt().then(made => done(made.output))")
+    (sampler,) = [node["inputs"] for node in made.values() if node["class_type"] == "CogVideoXSampler"]
+    assert (sampler["seed"], sampler["steps"], sampler["cfg"]) == (11, 20, 5)
+    assert made[sampler["latent_image"][0]]["inputs"] == {"width": 640, "height": 384, "length": 49, "batch_size": 1}
+    assert not any("CogVideoSampler" in complaint for complaint in page.execute_script(COMPLAINTS))
+    screenshot(page, "old_api_graph")
 
 
 TITLES = "return Object.fromEntries(app.graph.nodes.map(node => [node.type, node.constructor.title]))"

@@ -355,6 +355,6 @@ def test_replacements_name_inputs_that_are_there(replacement):
 
 
 def test_samplers_named_by_the_conversion_are_the_hosts():
-    from pack.legacy.conversion import STOCK_SAMPLERS
+    from pack.legacy.samplers import STOCK_SAMPLERS
 
     assert {name for name, _ in STOCK_SAMPLERS.values()} <= set(comfy.samplers.KSampler.SAMPLERS)

@@ -1,7 +1,7 @@
 // Opens graphs of the older CogVideoX wrapper as native ones, where that pack is not installed.
 //
 // The server converts; this asks it before the page builds the graph, says what came of it, and puts the graph as it
-// was into the undo history.
+// was into the undo history. A graph in the API format has no such history: its old nodes cannot be shown.
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
@@ -17,11 +17,22 @@ function graphsOf(graph) {
   return parts.filter((part) => Array.isArray(part?.nodes));
 }
 
-function isOld(graph) {
+function isOldType(type) {
   const registered = window.LiteGraph?.registered_node_types ?? {};
-  return graphsOf(graph).some((part) =>
-    part.nodes.some((node) => typeof node?.type === "string" && OLD.test(node.type) && !(node.type in registered)),
-  );
+  return typeof type === "string" && OLD.test(type) && !(type in registered);
+}
+
+function isOld(graph) {
+  return graphsOf(graph).some((part) => part.nodes.some((node) => isOldType(node?.type)));
+}
+
+async function convert(graph) {
+  const reply = await api.fetchApi("/cogvideox/convert", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(graph),
+  });
+  return reply.ok ? reply.json() : null;
 }
 
 function tracker() {
@@ -54,15 +65,15 @@ function forgive(missing, converted) {
   for (let i = missing.length - 1; i >= 0; i--) if (isGone(missing[i])) missing.splice(i, 1);
 }
 
-function tell(report) {
+function tell(report, more = []) {
   const notes = report.notes.slice(0, NOTES_SHOWN);
-  const more = report.notes.length - notes.length;
-  const lines = [...notes, ...(more > 0 ? [`… and ${more} more, in the browser's console.`] : [])];
+  const left = report.notes.length - notes.length;
+  const lines = [...notes, ...(left > 0 ? [`… and ${left} more, in the browser's console.`] : [])];
   if (report.notes.length) console.info("CogVideoX:", report.summary, report.notes);
   app.extensionManager?.toast?.add({
     severity: report.notes.length ? "warn" : "info",
     summary: report.summary || "An old CogVideoX workflow was not converted.",
-    detail: [...lines, ...(report.summary ? ["Undo brings the original back."] : [])].join("\n"),
+    detail: [...lines, ...more].join("\n"),
     life: TOAST_MS,
   });
 }
@@ -75,19 +86,27 @@ app.registerExtension({
     const undoing = history?._restoringState ?? history?.restoringState;
     if (undoing || !isOld(graph)) return;
     const original = JSON.parse(JSON.stringify(graph));
-    const reply = await api.fetchApi("/cogvideox/convert", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(original),
-    });
-    if (!reply.ok) return;
-    const { graph: converted, report } = await reply.json();
+    const answer = await convert(original);
+    if (!answer) return;
+    const { graph: converted, report } = answer;
     if (converted) {
       for (const key of Object.keys(graph)) delete graph[key];
       Object.assign(graph, converted);
       if (Array.isArray(missing)) forgive(missing, converted);
       remember(original, converted);
     }
-    if (converted || report.notes.length) tell(report);
+    if (converted || report.notes.length) tell(report, converted ? ["Undo brings the original back."] : []);
+  },
+
+  // The page has no hook before it builds a graph in the API format: it complains of missing nodes and leaves them out.
+  setup() {
+    const load = app.loadApiJson;
+    if (typeof load !== "function") return;
+    app.loadApiJson = async function (prompt, ...rest) {
+      const old = Object.values(prompt ?? {}).some((node) => isOldType(node?.class_type));
+      const answer = old ? await convert(prompt).catch(() => null) : null;
+      load.call(this, answer?.graph ?? prompt, ...rest);
+      if (answer) tell(answer.report);
+    };
   },
 });
