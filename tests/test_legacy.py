@@ -612,6 +612,22 @@ def test_what_is_linked_and_went_nowhere_is_told():
     assert any("its scheduler and consis_id_cond came from" in note for note in native(graph)[1])
 
 
+@pytest.mark.parametrize(("era", "left_out", "size"), [(2, (), [480, 720]), (4, (), [480, 720]), (4, 1, [720, 480])])
+def test_height_came_first_but_for_three_days(era, left_out, size):
+    graph = OldGraph()
+    given = prompts(graph)
+    loader = graph.node(given.pop("model")[0])
+    new = graph.add("DownloadAndLoadCogVideoModel", era, model="THUDM/CogVideoX-5b")
+    loader |= {key: graph.node(new)[key] for key in ("inputs", "outputs", "widgets_values")}
+    graph.nodes.pop()
+    if left_out:
+        loader["inputs"] = [entry for entry in loader["inputs"] if entry["name"] != "pab_config"]
+    graph.eras[loader["id"]] = graph.eras.pop(new)
+    graph.add("CogVideoSampler", 5, pipeline=(loader["id"], "pipe"), height=720, width=480, **given)
+    (empty,) = by_type(convert(graph.editor())[0], "EmptyCogVideoXLatentVideo")
+    assert empty["widgets_values"][:2] == size
+
+
 def test_sizes_that_the_video_has_are_not_told_of():
     graph = OldGraph()
     given = prompts(graph)
