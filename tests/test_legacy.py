@@ -1021,6 +1021,7 @@ STRANGE = [
         "nodes": [{"id": 1, "type": "CogVideoLoraSelect", "inputs": [{"name": "prev_lora", "link": 1}], "outputs": []}],
         "links": [[1, 1, 0, 1, 0, "COGLORA"]],
     },
+    {"nodes": [{"id": 1, "type": "CogVideoDecode"}, {"id": 2, "type": ["x"]}, {"id": 3, "type": {}}], "links": []},
     {"1": {"class_type": "CogVideoSampler"}},
     {"1": {"class_type": "CogVideoSampler", "inputs": {"model": ["1", 0], "steps": ["1", 0], "num_frames": "x"}}},
     {"1": {"class_type": "CogVideoDecode", "inputs": {"samples": ["9", 0]}}},
@@ -1034,6 +1035,7 @@ def test_strange_graphs_never_raise(graph):
     converted, report = convert(graph)
     assert graph == before
     json.dumps([converted, report.as_dict()])
+    assert not any("unhashable" in note for note in report.notes)
     if not report.converted:
         assert converted is graph
 
