@@ -947,6 +947,15 @@ def test_a_loader_of_another_pack_fed_the_wrappers_nodes(file, chosen, fast, mad
     assert convert(graph.editor(), {**SCHEMA, "MZ_CogVideoXLoader": {}})[1].converted, "where that pack is installed"
 
 
+@pytest.mark.parametrize("kind", ["DownloadAndLoadCogVideoOfSomebody", "Somebodys"])
+def test_a_loader_that_nobody_knows_is_told_of(kind):
+    graph = whole("CogVideoEncodePrompt", 1)
+    graph.nodes[0]["type"] = kind
+    new, report = convert(graph.editor())
+    assert by_type(new, "CogVideoXSampler") and by_type(new, kind)
+    assert any("Connect a MODEL, and a VAE" in note for note in report.notes)
+
+
 def test_single_files_to_fetch_are_named_with_their_folders():
     graph = OldGraph()
     gguf = graph.add("DownloadAndLoadCogVideoGGUFModel", model="CogVideoX_5b_GGUF_Q4_0.safetensors")
