@@ -138,11 +138,6 @@ class Graph:
         self.nodes: dict[Any, Node] = {}
         self.names: dict[Any, list[str]] = {}  # input names by slot, of nodes of others
 
-    def add(self, node: Node) -> Node:
-        """Add a node; its id must be new or that of a node that was removed."""
-        self.nodes[node.id] = node
-        return node
-
     def users(self, node: Node) -> Iterator[tuple[Node, int]]:
         """Yield (node, output) for every link that leaves a node."""
         for user in self.nodes.values():

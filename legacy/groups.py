@@ -31,11 +31,13 @@ def _is_group(group: Any) -> bool:
 def unfold(graph: dict[str, Any], kinds: set[str]) -> None:
     """Put the nodes of every group that holds one of `kinds` in the place of its group nodes."""
     groups = folded(graph)
-    wanted = {kind for kind, group in groups.items() if any(node.get("type") in kinds for node in group["nodes"])}
+    wanted = {kind for kind, group in groups.items() if any(str(node.get("type")) in kinds for node in group["nodes"])}
     for _ in groups:  # a group may hold another
-        wanted |= {kind for kind, group in groups.items() if any(node.get("type") in wanted for node in group["nodes"])}
+        wanted |= {
+            kind for kind, group in groups.items() if any(str(node.get("type")) in wanted for node in group["nodes"])
+        }
     for _ in range(MOST):
-        shown = [node for node in graph["nodes"] if isinstance(node, dict) and node.get("type") in wanted]
+        shown = [node for node in graph["nodes"] if isinstance(node, dict) and str(node.get("type")) in wanted]
         if not shown:
             break
         _unfold(graph, shown[0], groups[shown[0]["type"]])

@@ -123,19 +123,21 @@ class Images(Loaders):
         self.link(target, "vae", vae)
 
     def _carry_size(self, target: Node, old: Node) -> None:
-        names = ("width", "height")
-        saved = old.raw.get("widgets_values") if isinstance(old.raw, dict) else None
-        if isinstance(saved, list) and old.type == "CogVideoSampler" and tuple(saved[:2]) == LANDSCAPE:
-            # Height came first, but for three days; landscape is what the models were trained on.
-            if not any(
-                node.type.startswith("DownloadAndLoadCogVideo") and "pab_config" in self.graph.names.get(node.id, [])
-                for node in self.graph.nodes.values()
-            ):
-                self.set(target, "width", saved[0], old)
-                self.set(target, "height", saved[1], old)
-                return
-        for name in names:
-            self.carry(target, name, old, name)
+        names = ["height", "width"]
+        swapped = old.type == "CogVideoSampler" and tuple(self.value(old, name) for name in names) == LANDSCAPE
+        if swapped and self._width_came_first() and not any(self.linked(old, name) for name in names):
+            names.reverse()
+        for new, name in zip(("height", "width"), names, strict=True):
+            self.carry(target, new, old, name)
+
+    def _width_came_first(self) -> bool:
+        """Say whether sizes may be of the three days in which the wrapper had the width before the height.
+
+        Its loaders had lost an input then and still had another. For the rest landscape tells, which models are for.
+        """
+        loaders = (node.id for node in self.graph.nodes.values() if node.type.startswith("DownloadAndLoadCogVideo"))
+        inputs = [self.graph.names.get(id, []) for id in loaders]
+        return any("block_edit" in names and "pab_config" not in names for names in inputs)
 
     def control_to_video(
         self,

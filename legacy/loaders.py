@@ -177,7 +177,7 @@ class Loaders(Rebuilding):
 
     def vae_of(self, loader: Node | None) -> Source | None:
         """Return the VAE that an old loader brought along, as a loader of its own beside it."""
-        if loader is None or not loader.type.startswith(("DownloadAndLoadCogVideo", OTHERS_LOADER)):
+        if not self.is_old(loader) or not loader.type.startswith(("DownloadAndLoadCogVideo", OTHERS_LOADER)):
             return None
         if loader.id not in self.vaes:
             self.build(loader)

@@ -57,7 +57,7 @@ class Prompts(Loaders):
         self._text(node, negative, "negative_prompt")
         folder = self.loader_of(node, "pipeline")
         encoder = self.beside(node, "CogVideoXLoadTextEncoder")
-        if folder is not None:
+        if self.is_old(folder):
             name = self.value(folder, "model") or "THUDM/CogVideoX-2b"
             encoder.values["text_encoder_name"] = self._folder(
                 "CogVideoXLoadTextEncoder", "text_encoder_name", node, name

@@ -612,6 +612,22 @@ def test_what_is_linked_and_went_nowhere_is_told():
     assert any("its scheduler and consis_id_cond came from" in note for note in native(graph)[1])
 
 
+@pytest.mark.parametrize(("era", "left_out", "size"), [(2, (), [480, 720]), (4, (), [480, 720]), (4, 1, [720, 480])])
+def test_height_came_first_but_for_three_days(era, left_out, size):
+    graph = OldGraph()
+    given = prompts(graph)
+    loader = graph.node(given.pop("model")[0])
+    new = graph.add("DownloadAndLoadCogVideoModel", era, model="THUDM/CogVideoX-5b")
+    loader |= {key: graph.node(new)[key] for key in ("inputs", "outputs", "widgets_values")}
+    graph.nodes.pop()
+    if left_out:
+        loader["inputs"] = [entry for entry in loader["inputs"] if entry["name"] != "pab_config"]
+    graph.eras[loader["id"]] = graph.eras.pop(new)
+    graph.add("CogVideoSampler", 5, pipeline=(loader["id"], "pipe"), height=720, width=480, **given)
+    (empty,) = by_type(convert(graph.editor())[0], "EmptyCogVideoXLatentVideo")
+    assert empty["widgets_values"][:2] == size
+
+
 def test_sizes_that_the_video_has_are_not_told_of():
     graph = OldGraph()
     given = prompts(graph)
@@ -931,6 +947,15 @@ def test_a_loader_of_another_pack_fed_the_wrappers_nodes(file, chosen, fast, mad
     assert convert(graph.editor(), {**SCHEMA, "MZ_CogVideoXLoader": {}})[1].converted, "where that pack is installed"
 
 
+@pytest.mark.parametrize("kind", ["DownloadAndLoadCogVideoOfSomebody", "Somebodys"])
+def test_a_loader_that_nobody_knows_is_told_of(kind):
+    graph = whole("CogVideoEncodePrompt", 1)
+    graph.nodes[0]["type"] = kind
+    new, report = convert(graph.editor())
+    assert by_type(new, "CogVideoXSampler") and by_type(new, kind)
+    assert any("Connect a MODEL, and a VAE" in note for note in report.notes)
+
+
 def test_single_files_to_fetch_are_named_with_their_folders():
     graph = OldGraph()
     gguf = graph.add("DownloadAndLoadCogVideoGGUFModel", model="CogVideoX_5b_GGUF_Q4_0.safetensors")
@@ -1005,6 +1030,7 @@ STRANGE = [
         "nodes": [{"id": 1, "type": "CogVideoLoraSelect", "inputs": [{"name": "prev_lora", "link": 1}], "outputs": []}],
         "links": [[1, 1, 0, 1, 0, "COGLORA"]],
     },
+    {"nodes": [{"id": 1, "type": "CogVideoDecode"}, {"id": 2, "type": ["x"]}, {"id": 3, "type": {}}], "links": []},
     {"1": {"class_type": "CogVideoSampler"}},
     {"1": {"class_type": "CogVideoSampler", "inputs": {"model": ["1", 0], "steps": ["1", 0], "num_frames": "x"}}},
     {"1": {"class_type": "CogVideoDecode", "inputs": {"samples": ["9", 0]}}},
@@ -1018,6 +1044,7 @@ def test_strange_graphs_never_raise(graph):
     converted, report = convert(graph)
     assert graph == before
     json.dumps([converted, report.as_dict()])
+    assert not any("unhashable" in note for note in report.notes)
     if not report.converted:
         assert converted is graph
 
