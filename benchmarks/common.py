@@ -163,7 +163,7 @@ class Worker:
     def __init__(self, script: str, name: str):
         command = [sys.executable, script, "--work", name]
         self.name = name
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
         )

@@ -173,7 +173,8 @@ def image_to_video(
     latent = empty_latent(width, height, length, batch)
     if len(ends) == 2 and length == 1:
         raise ValueError("A video of 1 frame cannot both start and end with an image. Set length to 9 or more.")
-    named = {0 if name == "start image" else length - 1: (name, image) for name, image in ends.items()}
+    at = {"start image": 0, "end image": length - 1}
+    named = {at[name]: (name, image) for name, image in ends.items()}
     named = merge_keyframes(named, keyframes, keyframe_positions, length)
 
     images, notes = {}, []
