@@ -102,11 +102,16 @@ app.registerExtension({
   setup() {
     const load = app.loadApiJson;
     if (typeof load !== "function") return;
-    app.loadApiJson = async function (prompt, ...rest) {
+    app.loadApiJson = function (prompt, ...rest) {
       const old = Object.values(prompt ?? {}).some((node) => isOldType(node?.class_type));
-      const answer = old ? await convert(prompt).catch(() => null) : null;
-      load.call(this, answer?.graph ?? prompt, ...rest);
-      if (answer) tell(answer.report);
+      if (!old) return load.call(this, prompt, ...rest);
+      const open = async () => {
+        const answer = await convert(prompt).catch(() => null);
+        const opened = await load.call(this, answer?.graph ?? prompt, ...rest);
+        if (answer) tell(answer.report);
+        return opened;
+      };
+      return open();
     };
   },
 });
