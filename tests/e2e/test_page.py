@@ -115,6 +115,7 @@ def is_choice_of(saved: Any, made: dict, key: str) -> bool:
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_template_opens_whole_and_means_what_the_demo_runs(server: Server, page, name: str):
+    server.require_nodes(name)
     open_template(page, name)
     screenshot(page, name)
     assert page.execute_script(COMPLAINTS) == []
