@@ -30,7 +30,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --disable-dev-shm-usage --no-proxy-server --window-size=1920,1200"
 ).split()
 SECONDS = 120
-COLOUR_ERROR = 60  # levels of 255, of the mean of a first, rough preview against that of the finished video
+COLOUR_ERROR = 60  # levels of 255, of the mean of the last preview, from 3 to 40, against that of the finished video
 LAYOUT_SECONDS = 1.5  # the page lays nodes and notes out over some frames and tells no end
 
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its driver: the page is not tested")
